@@ -1,0 +1,31 @@
+# `make demo` and `make test` need only Python 3.11 or newer: they make .venv and install there what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q -n 2
+
+.PHONY: demo test lint format
+
+demo: $(VENV)/.installed-export
+	$(BIN)/smolite demo
+
+# Everything on TensorFlow, which the exporters need; then what depends on the backend (tests/conftest.py) on the others.
+test: $(VENV)/.installed-dev
+	KERAS_BACKEND=tensorflow $(PYTEST) -m ""
+	KERAS_BACKEND=jax $(PYTEST) -m backend
+	KERAS_BACKEND=torch $(PYTEST) -m backend
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Installs the package with an extra; again only when pyproject.toml has changed.
+$(VENV)/.installed-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@

@@ -1,0 +1,20 @@
+"""What every test run shares: the backend when none is chosen, quiet logs, and what runs on every backend."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Files that compute nothing with Keras in this process; `make test` runs them on one backend only.
+ONE_BACKEND = frozenset(
+    "test_chat test_dialogues test_house test_normalization test_packing test_sources test_tokenizer".split()
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem not in ONE_BACKEND:
+            item.add_marker(pytest.mark.backend)
