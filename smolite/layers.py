@@ -1,0 +1,248 @@
+"""The layers of a decoder: rotary embedding, grouped-query attention, SwiGLU, and the block made of them.
+
+Shape legend, used in comments throughout:
+    B batch · T new tokens · S cache slots · D hidden_dim · Q query heads · K key/value heads · G = Q / K queries per key head
+    H head_dim · F intermediate_dim · V vocab_size
+
+Cached and uncached forward are the same arithmetic: without a cache, the keys and values of the new tokens are the cache.
+"""
+
+import keras
+from keras import ops
+
+# Added to the score of a position that must not be seen. Large, but far from overflow in bfloat16 and float32.
+MASKED_SCORE = -1e9
+
+
+def projection(width: int, *, name: str, dtype=None) -> keras.layers.Dense:
+    """A linear map to `width` features without bias, drawn as Llama draws its weights (normal, 0.02)."""
+    initializer = keras.initializers.RandomNormal(stddev=0.02)
+    return keras.layers.Dense(width, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype)
+
+
+@keras.saving.register_keras_serializable("smolite")
+class RotaryEmbedding(keras.layers.Layer):
+    """Cosines and sines of the rotary position embedding (Su et al. 2021), computed once for all blocks.
+
+    Args:
+        head_dim: features of a head; they turn in pairs (i, i + head_dim / 2), the half-split layout of Hugging Face's Llama.
+        theta: base of the wavelengths.
+    """
+
+    def __init__(self, head_dim: int, theta: float = 10_000.0, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})  # angles of long contexts do not fit half precision
+        self.head_dim = head_dim
+        self.theta = theta
+
+    def call(self, tokens, positions=None):
+        """(B, T) token ids and, unless they count from 0, their (B or 1, T) positions → two (B or 1, T, 1, H / 2) tables."""
+        if positions is None:
+            positions = ops.expand_dims(ops.arange(ops.shape(tokens)[1], dtype="int32"), 0)
+        exponents = ops.arange(0, self.head_dim, 2, dtype="float32") / self.head_dim
+        frequencies = 1.0 / ops.power(ops.convert_to_tensor(self.theta, "float32"), exponents)
+        angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies
+        return ops.cos(angles), ops.sin(angles)
+
+    def get_config(self):
+        return {**super().get_config(), "head_dim": self.head_dim, "theta": self.theta}
+
+
+def rotate(heads, cosines, sines):
+    """Turns the feature pairs of (B, T, heads, H) by the angles of `RotaryEmbedding`."""
+    first, second = ops.split(heads, 2, axis=-1)
+    cosines, sines = ops.cast(cosines, heads.dtype), ops.cast(sines, heads.dtype)
+    return ops.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+
+
+@keras.saving.register_keras_serializable("smolite")
+class CausalMask(keras.layers.Layer):
+    """The additive attention mask of a batch of rows, laid out for the query groups, computed once for all blocks.
+
+    Args:
+        num_groups: queries per key/value head, G.
+    """
+
+    def __init__(self, num_groups: int = 1, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.num_groups = num_groups
+
+    def call(self, tokens, segments=None):
+        """(B, T) token ids and optional (B, T) segment numbers → (B or 1, 1, G·T, T): 0 where a token may look, else -1e9."""
+        index = ops.arange(ops.shape(tokens)[1])
+        visible = (index[:, None] >= index[None, :])[None]
+        if segments is not None:
+            visible = ops.logical_and(visible, segments[:, :, None] == segments[:, None, :])
+        mask = ops.where(visible, 0.0, MASKED_SCORE)
+        return repeat_for_groups(mask[:, None], self.num_groups)
+
+    def get_config(self):
+        return {**super().get_config(), "num_groups": self.num_groups}
+
+
+def repeat_for_groups(mask, num_groups: int):
+    """(…, T, S) mask → (…, G·T, S), the order in which `LightweightAttn` stacks the queries of a key/value head."""
+    return mask if num_groups == 1 else ops.concatenate([mask] * num_groups, axis=-2)
+
+
+@keras.saving.register_keras_serializable("smolite")
+class LightweightAttn(keras.layers.Layer):
+    """Causal self-attention with rotary positions and grouped queries (Vaswani et al. 2017; Ainslie et al. 2023).
+
+    The queries that share a key head are stacked along the token axis, so keys and values are never repeated and both products
+    are plain batched matrix products. Keys are kept as (B, K, S, H), values as (B, K, H, S), the layout edge runtimes take.
+
+    Args:
+        num_query_heads: Q.
+        num_key_value_heads: K, a divisor of Q.
+        head_dim: H.
+    """
+
+    def __init__(self, num_query_heads: int, num_key_value_heads: int, head_dim: int, **kwargs):
+        super().__init__(**kwargs)
+        self.num_query_heads = num_query_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.head_dim = head_dim
+        self.query = projection(num_query_heads * head_dim, name="query", dtype=self.dtype_policy)
+        self.key = projection(num_key_value_heads * head_dim, name="key", dtype=self.dtype_policy)
+        self.value = projection(num_key_value_heads * head_dim, name="value", dtype=self.dtype_policy)
+
+    def build(self, hidden_shape):
+        self.output_projection = projection(hidden_shape[-1], name="output", dtype=self.dtype_policy)
+        for dense in (self.query, self.key, self.value):
+            dense.build(hidden_shape)
+        self.output_projection.build((*hidden_shape[:-1], self.num_query_heads * self.head_dim))
+
+    def call(self, hidden, rotary, mask, cache=None, slot=None):
+        """Attends from the new tokens to the cache, or to themselves where there is none.
+
+        Args:
+            hidden: (B, T, D).
+            rotary: cosines and sines of the new tokens, from `RotaryEmbedding`.
+            mask: additive, (B or 1, 1, G·T, S), from `CausalMask` or `repeat_for_groups`.
+            cache: keys (B, K, S, H) and values (B, K, H, S) of all slots.
+            slot: scalar int, where in the cache the new keys and values go. It must hold that slot + T <= S.
+
+        Returns:
+            (B, T, D), and the updated cache (without one: the new keys and values in its layout).
+        """
+        heads = (-1, ops.shape(hidden)[1], self.num_key_value_heads)
+        query = rotate(ops.reshape(self.query(hidden), (*heads[:2], self.num_query_heads, self.head_dim)), *rotary)
+        key = rotate(ops.reshape(self.key(hidden), (*heads, self.head_dim)), *rotary)
+        value = ops.reshape(self.value(hidden), (*heads, self.head_dim))
+        cache = update_cache(cache, ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 3, 1)), slot)
+        mixed = self._attend(query * self.head_dim**-0.5, *cache, mask)
+        return self.output_projection(mixed), cache
+
+    def _attend(self, query, keys, values, mask):
+        """(B, T, Q, H) scaled queries over all keys and values → (B, T, Q·H)."""
+        kv, groups = self.num_key_value_heads, self.num_query_heads // self.num_key_value_heads
+        length = ops.shape(query)[1]
+        query = ops.reshape(query, (-1, length, kv, groups, self.head_dim))
+        query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, kv, groups * length, self.head_dim))
+        scores = ops.matmul(query, ops.swapaxes(keys, -1, -2))  # (B, K, G·T, S)
+        weights = ops.softmax(ops.cast(scores, "float32") + ops.cast(mask, "float32"))
+        mixed = ops.matmul(ops.cast(weights, values.dtype), ops.swapaxes(values, -1, -2))
+        mixed = ops.reshape(mixed, (-1, kv, groups, length, self.head_dim))
+        mixed = ops.transpose(mixed, (0, 3, 1, 2, 4))
+        return ops.reshape(mixed, (-1, length, self.num_query_heads * self.head_dim))
+
+    def compute_output_spec(self, hidden, rotary, mask, cache=None, slot=None):
+        batch, length, _ = hidden.shape
+        kv, slots = self.num_key_value_heads, length if cache is None else cache[0].shape[2]
+        keys = keras.KerasTensor((batch, kv, slots, self.head_dim), dtype=self.compute_dtype)
+        values = keras.KerasTensor((batch, kv, self.head_dim, slots), dtype=self.compute_dtype)
+        return keras.KerasTensor(hidden.shape, dtype=self.compute_dtype), (keys, values)
+
+    def get_config(self):
+        heads = {"num_query_heads": self.num_query_heads, "num_key_value_heads": self.num_key_value_heads}
+        return {**super().get_config(), **heads, "head_dim": self.head_dim}
+
+
+def update_cache(cache, new_keys, new_values, slot):
+    """Writes (B, K, T, H) keys and (B, K, H, T) values at `slot`; without a cache they are the cache."""
+    if cache is None:
+        return new_keys, new_values
+    keys, values = cache
+    keys = ops.slice_update(keys, (0, 0, slot, 0), ops.cast(new_keys, keys.dtype))
+    values = ops.slice_update(values, (0, 0, 0, slot), ops.cast(new_values, values.dtype))
+    return keys, values
+
+
+@keras.saving.register_keras_serializable("smolite")
+class SwiGLU(keras.layers.Layer):
+    """Gated feed-forward network, down(silu(gate(x)) · up(x)) (Shazeer 2020).
+
+    Args:
+        intermediate_dim: F, the width inside.
+    """
+
+    def __init__(self, intermediate_dim: int, **kwargs):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.gate = projection(intermediate_dim, name="gate", dtype=self.dtype_policy)
+        self.up = projection(intermediate_dim, name="up", dtype=self.dtype_policy)
+
+    def build(self, hidden_shape):
+        self.down = projection(hidden_shape[-1], name="down", dtype=self.dtype_policy)
+        self.gate.build(hidden_shape)
+        self.up.build(hidden_shape)
+        self.down.build((*hidden_shape[:-1], self.intermediate_dim))
+
+    def call(self, hidden):
+        """(B, T, D) → (B, T, D)."""
+        return self.down(ops.silu(self.gate(hidden)) * self.up(hidden))
+
+    def compute_output_shape(self, hidden_shape):
+        return hidden_shape
+
+    def get_config(self):
+        return {**super().get_config(), "intermediate_dim": self.intermediate_dim}
+
+
+@keras.saving.register_keras_serializable("smolite")
+class DecoderBlock(keras.layers.Layer):
+    """Pre-norm block: x + attention(norm(x)), then x + SwiGLU(norm(x)), as in Llama (Touvron et al. 2023).
+
+    Args:
+        num_query_heads, num_key_value_heads, head_dim: see `LightweightAttn`.
+        intermediate_dim: see `SwiGLU`.
+        norm_epsilon: added to the mean square in both norms.
+        dropout: share of each branch's output dropped while training.
+    """
+
+    def __init__(
+        self,
+        num_query_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        *,
+        intermediate_dim: int,
+        norm_epsilon: float = 1e-5,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.attention_norm = keras.layers.RMSNormalization(epsilon=norm_epsilon, name="attention_norm", dtype=policy)
+        self.attention = LightweightAttn(num_query_heads, num_key_value_heads, head_dim, name="attention", dtype=policy)
+        self.mlp_norm = keras.layers.RMSNormalization(epsilon=norm_epsilon, name="mlp_norm", dtype=policy)
+        self.mlp = SwiGLU(intermediate_dim, name="mlp", dtype=policy)
+        self.drop = keras.layers.Dropout(dropout, dtype=policy)
+
+    def build(self, hidden_shape):
+        for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
+            layer.build(hidden_shape)
+
+    def call(self, hidden, rotary, mask, cache=None, slot=None, training=None):
+        """(B, T, D) → (B, T, D) and the cache; arguments as in `LightweightAttn.call`."""
+        mixed, cache = self.attention(self.attention_norm(hidden), rotary, mask, cache=cache, slot=slot)
+        hidden = hidden + self.drop(mixed, training=training)
+        return hidden + self.drop(self.mlp(self.mlp_norm(hidden)), training=training), cache
+
+    def compute_output_spec(self, hidden, rotary, mask, cache=None, slot=None, training=None):
+        return self.attention.compute_output_spec(hidden, rotary, mask, cache=cache, slot=slot)
+
+    def get_config(self):
+        heads = {key: getattr(self.attention, key) for key in ("num_query_heads", "num_key_value_heads", "head_dim")}
+        rest = {"intermediate_dim": self.mlp.intermediate_dim, "norm_epsilon": self.attention_norm.epsilon}
+        return {**super().get_config(), **heads, **rest, "dropout": self.drop.rate}

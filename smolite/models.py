@@ -1,0 +1,186 @@
+"""The causal language model: a functional Keras model with tied embeddings and one cached forward.
+
+Shapes use the legend at the top of `layers.py`.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from smolite.config import ModelConfig
+from smolite.layers import CausalMask, DecoderBlock, RotaryEmbedding, repeat_for_groups
+
+INPUT_NAMES = ("loss_at", "positions", "segments", "tokens")
+
+
+@keras.saving.register_keras_serializable("smolite")
+class TakePositions(keras.layers.Layer):
+    """Keeps the hidden states at given positions, so that nothing is projected to the vocabulary in vain."""
+
+    def call(self, hidden, positions=None):
+        """(B, T, D) and (B, L) positions → (B, L, D); without positions, everything."""
+        return hidden if positions is None else ops.take_along_axis(hidden, positions[..., None], axis=1)
+
+    def compute_output_shape(self, hidden_shape, positions_shape=None):
+        return hidden_shape if positions_shape is None else (*positions_shape, hidden_shape[-1])
+
+
+@keras.saving.register_keras_serializable("smolite")
+class CausalLM(keras.Model):
+    """A Llama-shaped causal language model.
+
+    The functional graph takes a dictionary; only `"tokens"` is required, and a bare array of token ids works too.
+
+    * `tokens`: (B, T) int32.
+    * `positions`: (B, T) int32, for rows that hold several texts; counts from 0 in every row otherwise.
+    * `segments`: (B, T) int32; a token attends only to tokens of its own number, so texts packed in a row stay apart.
+    * `loss_at`: (B, L) int32; the output then has logits of these positions only.
+
+    Output: float32 logits of the next token, (B, T, V), or (B, L, V) with `loss_at`. Padding on the right never changes the
+    logits of real tokens, because attention is causal.
+
+    Args:
+        config: a `ModelConfig`.
+        dtype: a Keras dtype or policy, for example `"mixed_bfloat16"`.
+
+    Example:
+
+    >>> model = CausalLM(ModelConfig.from_preset("smolite-small"))
+    >>> model(np.array([[5, 6, 7]])).shape
+    (1, 3, 8192)
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: Any = None, **kwargs: Any):
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        num_groups = config.num_query_heads // config.num_key_value_heads
+        token_embedding = keras.layers.ReversibleEmbedding(
+            config.vocab_size,
+            config.hidden_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            name="token_embedding",
+            dtype=policy,
+        )
+        rotary = RotaryEmbedding(config.head_dim, config.rope_theta, name="rotary")
+        blocks = [_block(config, name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
+        final_norm = keras.layers.RMSNormalization(epsilon=config.norm_epsilon, name="final_norm", dtype=policy)
+
+        inputs = {name: keras.Input((None,), dtype="int32", name=name, optional=name != "tokens") for name in INPUT_NAMES}
+        tables = rotary(inputs["tokens"], inputs["positions"])
+        mask = CausalMask(num_groups, name="causal_mask")(inputs["tokens"], inputs["segments"])
+        hidden = token_embedding(inputs["tokens"])
+        hidden = keras.layers.Dropout(config.dropout, name="embedding_dropout", dtype=policy)(hidden)
+        for block in blocks:
+            hidden, _ = block(hidden, tables, mask)
+        hidden = TakePositions(name="take_positions", dtype=policy)(hidden, inputs["loss_at"])
+        super().__init__(inputs=inputs, outputs=_logits(hidden, final_norm, token_embedding), dtype=policy, **kwargs)
+
+        self.config = config
+        self.num_groups = num_groups
+        self.token_embedding, self.rotary, self.blocks, self.final_norm = (
+            token_embedding,
+            rotary,
+            blocks,
+            final_norm,
+        )
+        self.input_spec = None  # `call` completes the inputs; Keras would count the missing ones as an error
+
+    def call(self, inputs, training=None, mask=None):
+        """Logits of the next token; see the class for inputs and output."""
+        return super().call(_complete(inputs), training=training)
+
+    def compute_output_spec(self, inputs, training=None, mask=None):
+        inputs = _complete(inputs)
+        rows = inputs["tokens"] if inputs["loss_at"] is None else inputs["loss_at"]
+        return keras.KerasTensor((*rows.shape, self.config.vocab_size), dtype="float32")
+
+    def embed(self, tokens):
+        """(B, T) token ids → (B, T, D)."""
+        return self.token_embedding(tokens)
+
+    def head(self, hidden):
+        """(B, T, D) → float32 logits (B, T, V): final norm, then the embedding table as output projection."""
+        return _logits(hidden, self.final_norm, self.token_embedding)
+
+    def empty_cache(self, batch_size: int, length: int | None = None) -> list[tuple[Any, Any]]:
+        """Zeroed keys (B, K, S, H) and values (B, K, H, S) for every layer, in the compute dtype.
+
+        Args:
+            batch_size: B.
+            length: S. Default: the context length.
+        """
+        slots, kv = length or self.config.context_length, self.config.num_key_value_heads
+        keys, values = (
+            (batch_size, kv, slots, self.config.head_dim),
+            (batch_size, kv, self.config.head_dim, slots),
+        )
+        dtype = self.token_embedding.compute_dtype
+        return [(ops.zeros(keys, dtype), ops.zeros(values, dtype)) for _ in self.blocks]
+
+    def cached_body(self, hidden, cache, *, slot, mask, positions=None):
+        """The blocks over new tokens and a cache: prefill for many tokens, decode for one.
+
+        Args:
+            hidden: (B, T, D), from `embed`.
+            cache: from `empty_cache` or an earlier call.
+            slot: scalar int, the first cache slot to write; slot + T must not pass S.
+            mask: additive float32, (B or 1, 1, T, S): 0 where a new token may look, about -1e9 where not.
+            positions: (B or 1, T) int. Default: slot, slot + 1, …
+
+        Returns:
+            (B, T, D) before the final norm, and the new cache.
+        """
+        length = hidden.shape[1]
+        if positions is None:
+            positions = (slot + ops.arange(length, dtype="int32"))[None]
+        rotary = self.rotary(positions, positions)
+        mask = mask if length == 1 else repeat_for_groups(mask, self.num_groups)
+        new_cache = []
+        for block, layer_cache in zip(self.blocks, cache, strict=True):
+            hidden, layer_cache = block(hidden, rotary, mask, cache=layer_cache, slot=slot)
+            new_cache.append(layer_cache)
+        return hidden, new_cache
+
+    def cached_forward(self, tokens, cache, *, slot, mask, positions=None):
+        """Logits (B, T, V) of new tokens that also see the cache, and the new cache; arguments as in `cached_body`."""
+        hidden, cache = self.cached_body(self.embed(tokens), cache, slot=slot, mask=mask, positions=positions)
+        return self.head(hidden), cache
+
+    def get_config(self):
+        policy = keras.dtype_policies.serialize(self.token_embedding.dtype_policy)
+        return {"config": self.config.to_dict(), "dtype": policy, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        dtype = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(ModelConfig.from_dict(config["config"]), dtype=dtype, name=config["name"])
+
+
+def _block(config: ModelConfig, *, name: str, dtype: Any) -> DecoderBlock:
+    return DecoderBlock(
+        config.num_query_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        intermediate_dim=config.intermediate_dim,
+        norm_epsilon=config.norm_epsilon,
+        dropout=config.dropout,
+        name=name,
+        dtype=dtype,
+    )
+
+
+def _logits(hidden, final_norm, token_embedding):
+    return ops.cast(token_embedding(final_norm(hidden), reverse=True), "float32")
+
+
+def _complete(inputs):
+    """The input dictionary with `None` for what was not given."""
+    if not isinstance(inputs, dict):
+        return {**dict.fromkeys(INPUT_NAMES), "tokens": inputs}
+    unknown = sorted(set(inputs) - set(INPUT_NAMES))
+    if unknown or inputs.get("tokens") is None:
+        raise ValueError(
+            f'The model takes a dictionary with "tokens" and optionally positions, segments, loss_at. '
+            f"Received keys: {', '.join(map(str, inputs)) or 'none'}. Leave out: {', '.join(unknown) or 'nothing'}."
+        )
+    return {name: inputs.get(name) for name in INPUT_NAMES}
