@@ -47,7 +47,7 @@ class CausalLM(keras.Model):
     Example:
 
     >>> model = CausalLM(ModelConfig.from_preset("smolite-small"))
-    >>> model(np.array([[5, 6, 7]])).shape
+    >>> tuple(model(np.array([[5, 6, 7]])).shape)
     (1, 3, 8192)
     """
 

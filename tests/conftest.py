@@ -9,7 +9,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Files that compute nothing with Keras in this process; `make test` runs them on one backend only.
 ONE_BACKEND = frozenset(
-    "test_chat test_dialogues test_house test_normalization test_packing test_sources test_tokenizer".split()
+    "test_chat test_config test_dialogues test_house test_normalization test_packing test_sentencepiece_model "
+    "test_sources test_tokenizer".split()
 )
 
 

@@ -1,0 +1,170 @@
+"""The command line: one verb, one function of `verbs.py`; its flags are that function's keyword arguments.
+
+Nothing heavy is imported before a verb runs, so `--help` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from importlib import import_module
+
+import smolite
+from smolite.config import PRESETS
+from smolite.options import TrainingOptions
+
+DESCRIPTION = "Small language models that train with Keras and run on anything. Start with `smolite demo`."
+OPTION_HELP = {
+    "epochs": "passes over the data",
+    "batch_size": "rows in a step",
+    "row_length": "tokens in a row; several dialogues share one",
+    "steps_per_epoch": "steps between two validations and checkpoints; 0: one pass",
+    "learning_rate": "highest learning rate",
+    "warmup_share": "share of the steps in which the rate climbs",
+    "final_share": "share of the highest rate that the cosine ends on",
+    "weight_decay": "of AdamW",
+    "beta_2": "of AdamW",
+    "clip_norm": "the gradient's norm is cut to this; 0: never",
+    "label_smoothing": "share of the target spread over the vocabulary",
+    "dropout": "share of activations dropped; default: the model's own",
+    "patience": "epochs without a better validation before stopping; 0: never",
+    "seed": "of weights, dropout and the order of rows",
+    "dtype": "float32, or a mixed policy such as mixed_bfloat16",
+}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+        arguments: the words after `smolite`. Default: those of this process.
+
+    Returns:
+        The exit status: 0, or 1 where a verification fails or an error was printed, or 130 after an interrupt.
+    """
+    chosen = vars(_parser().parse_args(arguments))
+    verb = chosen.pop("verb")
+    try:
+        return _function(verb)(**chosen) or 0
+    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
+        print(f"smolite {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nsmolite {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _function(verb: str) -> Callable[..., int | None]:
+    _ = smolite.CausalLM  # where the backend is missing, this name says what to install
+    function: Callable[..., int | None] = getattr(import_module("smolite.verbs"), verb)
+    return function
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="smolite", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"smolite {smolite.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    demo = _verb(verbs, "demo", "train on the bundled dialogues, export, verify, and chat from the phone file")
+    demo.add_argument("--out", default="runs/demo", help="run directory to make, replaced when it is there")
+    demo.add_argument("--epochs", type=int, default=24, help="passes over the dialogues")
+
+    _add_data_verbs(verbs)
+    _add_training_verbs(verbs)
+    _add_talking_verbs(verbs)
+    _add_file_verbs(verbs)
+    return parser
+
+
+def _verb(verbs, name: str, text: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=HelpFormatter)
+
+
+def _add_data_verbs(verbs) -> None:
+    tokenizer = _verb(verbs, "tokenizer", "train a tokenizer on text or dialogues")
+    tokenizer.add_argument("texts", nargs="+", help=".txt or .jsonl with text, or dialogues, or a data set's name")
+    tokenizer.add_argument("--out", default="tokenizer.model", help="the file to write")
+    tokenizer.add_argument("--vocab-size", type=int, default=8192, help="number of pieces")
+    tokenizer.add_argument("--model-type", choices=["bpe", "unigram"], default="bpe", help="how words are split")
+    tokenizer.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    data = _verb(verbs, "data", "look at dialogues: what a model will learn from them")
+    data.add_argument("action", choices=["show"], help="print examples with the trained tokens in [brackets]")
+    data.add_argument("dataset", help="a file of dialogues, `sample`, or the name of a data set")
+    data.add_argument("--tokenizer", help="a .model file; default: one is trained on the dialogues")
+    data.add_argument("--count", type=int, default=3, help="number of examples")
+
+
+def _add_training_verbs(verbs) -> None:
+    pretrain = _verb(verbs, "pretrain", "train a model from scratch on plain text")
+    finetune = _verb(verbs, "finetune", "train a model on dialogues; only the answers are learnt")
+    finetune.add_argument("--start", help="run directory to start from; default: a new model")
+    known = "a file of dialogues, `sample`, or the name of a data set"
+    for parser, form in ((pretrain, "a file of text, or `owner/name:file` on the hub"), (finetune, known)):
+        parser.add_argument("--dataset", required=True, help=form)
+        parser.add_argument("--validation", help="held-out data of the same form")
+        parser.add_argument("--out", required=True, help="run directory to make")
+        parser.add_argument("--preset", choices=list(PRESETS), default="smolite-small", help="shape of a new model")
+        parser.add_argument("--tokenizer", help="a .model file; default: one is trained on the data")
+        parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+        parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
+        _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    for field in fields(TrainingOptions):
+        assert field.default is not MISSING
+        kind = float if field.default is None else type(field.default)
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=field.default, help=OPTION_HELP[field.name])
+
+
+def _add_talking_verbs(verbs) -> None:
+    chat = _verb(verbs, "chat", "talk with a run in the terminal")
+    chat.add_argument("run", help="run directory")
+    chat.add_argument("--system", help="a system message")
+    chat.add_argument("--prompt", help="say this, print the answer, and stop")
+    generate = _verb(verbs, "generate", "let a run continue a text")
+    generate.add_argument("run", help="run directory")
+    generate.add_argument("prompt", help="the beginning")
+    for parser, temperature in ((chat, 0.7), (generate, 0.8)):
+        parser.add_argument("--engine", choices=["keras", "tflite", "int8"], default="keras", help="what runs the model")
+        parser.add_argument("--max-new-tokens", type=int, default=128, help="the most tokens to write")
+        parser.add_argument("--temperature", type=float, default=temperature, help="0 always takes the likeliest token")
+        parser.add_argument("--top-k", type=int, default=0, help="keep only this many tokens; 0: all")
+        parser.add_argument("--top-p", type=float, default=0.9, help="keep the likeliest tokens of this probability")
+        parser.add_argument("--min-p", type=float, default=0.0, help="least probability, as a share of the highest")
+        parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less")
+        parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
+
+
+def _add_file_verbs(verbs) -> None:
+    export = _verb(verbs, "export", "write a run as a file for another runtime, and verify it")
+    export.add_argument("run", help="run directory")
+    export.add_argument("--format", choices=["tflite", "saved_model"], default="tflite", help="kind of file")
+    export.add_argument("--quantize", choices=["int8"], help="default: float32")
+    export.add_argument("--out", help="folder to write to; default: export in the run directory")
+    export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
+    export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
+    export.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+    verify = _verb(verbs, "verify", "compare exported files with the Keras model, each in its own runtime")
+    verify.add_argument("run", help="run directory")
+    verify.add_argument("--out", help="folder of the files; default: export in the run directory")
+
+    evaluate = _verb(verbs, "evaluate", "bits per character, perplexity and accuracy on held-out dialogues")
+    evaluate.add_argument("run", help="run directory")
+    evaluate.add_argument("dataset", help="a file of dialogues, `sample-heldout`, or the name of a data set")
+    evaluate.add_argument("--engine", choices=["keras", "tflite", "int8"], default="keras", help="what runs the model")
+
+    bench = _verb(verbs, "bench", "measure prefill and decode speed of a run and its exported files")
+    bench.add_argument("run", help="run directory")
+    bench.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
+    bench.add_argument("--tokens", type=int, default=64, help="tokens to decode each time")

@@ -1,0 +1,287 @@
+"""Recipes: straight lines from a file of text to a run directory, through `model.fit`."""
+
+import dataclasses
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from smolite import callbacks
+from smolite.chat import ChatTemplate, Conversation, Message, fit_context, read_conversations
+from smolite.checkpoint import Run, load, save
+from smolite.config import ModelConfig
+from smolite.data import ChatDataset
+from smolite.engines import Engine, KerasEngine
+from smolite.evaluation import count_characters
+from smolite.generation import Sampling, generate
+from smolite.models import CausalLM
+from smolite.options import TrainingOptions
+from smolite.packing import PackedRows, pack, text_rows
+from smolite.replies import reply
+from smolite.sources import read_texts, resolve_dataset
+from smolite.tokenizer import Tokenizer
+from smolite.training import compile_for_training
+from smolite.workplace import Workplace
+
+SAMPLES, SAMPLE_TOKENS = 3, 48
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to train on and to validate on, and what their trained tokens stand for.
+
+    Args:
+        rows: training rows.
+        validation: validation rows, or None.
+        validation_characters: characters of the validation's trained text.
+        questions: beginnings of dialogues, up to a user turn, that sample replies are shown for.
+    """
+
+    rows: PackedRows
+    validation: PackedRows | None = None
+    validation_characters: int = 0
+    questions: Sequence[Sequence[Message]] = ()
+
+
+def pretrain(
+    texts: str | Path,
+    out: str | Path,
+    *,
+    validation: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    preset: str = "smolite-small",
+    options: TrainingOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Trains a model from scratch on plain text.
+
+    Args:
+        texts: a `.txt` or `.jsonl` file, see `read_texts`, or `owner/name:file` on the hub.
+        out: the run directory to make.
+        validation: held-out text of the same form.
+        tokenizer: a tokenizer or its `.model` file. Default: one is trained on `texts`.
+        preset: shape of the model.
+        options: settings of the training.
+        resume: go on with an interrupted run into `out`.
+        overwrite: replace an existing `out`.
+
+    Returns:
+        The run, as saved in `out`, with the weights of the best validation.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: a file cannot be used; the message says where and why.
+    """
+    options = options or TrainingOptions()
+    _check_request(options, preset=preset, validation=validation)
+    workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
+    documents = read_texts(resolve_dataset(texts))
+    pieces = workplace.tokenizer(tokenizer, documents, preset=preset)
+    length = options.row_length
+    split = Split(text_rows(documents, pieces, length=length))
+    openings = documents[:SAMPLES]
+    if validation:
+        held_out = read_texts(resolve_dataset(validation))
+        characters = sum(len(text) + 1 for text in held_out)
+        split = Split(split.rows, text_rows(held_out, pieces, length=length), characters)
+        openings = held_out[:SAMPLES]
+    model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
+    recipe = {"verb": "pretrain", "data": str(texts), "validation": str(validation or ""), "preset": preset}
+    run = Run(model, pieces, ChatTemplate(), {**recipe, "options": options.to_dict()}, Path(out))
+    engine = _sample_engine(model, options)
+    return _train(run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, openings))
+
+
+def finetune(
+    dialogues: str | Path,
+    out: str | Path,
+    *,
+    validation: str | Path | None = None,
+    start: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    preset: str = "smolite-small",
+    options: TrainingOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Trains a model on dialogues; only the answers and their `<end>` are learnt.
+
+    Args:
+        dialogues: a file for `read_conversations`, or the name of a data set on the hub (`owner/name`).
+        out: the run directory to make.
+        validation: held-out dialogues of the same form.
+        start: a run directory to start from, for example of `pretrain`. Default: a new model.
+        tokenizer: of a new model: a tokenizer or its `.model` file. Default: one is trained on the dialogues.
+        preset: shape of a new model.
+        options, resume, overwrite: as in `pretrain`.
+
+    Returns:
+        The run, as saved in `out`, with the weights of the best validation.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: a file cannot be used, or `start` and `tokenizer` are both given; the message says where and why.
+    """
+    options = options or TrainingOptions()
+    if start and tokenizer:
+        raise ValueError("A run to start from brings its tokenizer. Received: `start` and `tokenizer`. Leave out one of them.")
+    _check_request(options, preset=None if start else preset, validation=validation)
+    workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
+    conversations = _read(dialogues)
+    if start:
+        parent = load(start)
+        pieces, template, model = parent.tokenizer, parent.template, continued_model(parent.model, options)
+    else:
+        texts = [message.content for conversation in conversations for message in conversation.messages]
+        pieces, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
+        model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
+    held_out = _read(validation) if validation else []
+    split = split_of_dialogues(conversations, held_out, tokenizer=pieces, template=template, length=options.row_length)
+    recipe = {"verb": "finetune", "data": str(dialogues), "validation": str(validation or "")}
+    recipe |= {"start": str(start)} if start else {"preset": preset}
+    run = Run(model, pieces, template, {**recipe, "options": options.to_dict()}, Path(out))
+    engine = _sample_engine(model, options)
+    return _train(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))
+
+
+def sample_texts(engine: Engine, run: Run, texts: Sequence[str]) -> str:
+    """How `engine` goes on, greedily, from the first tokens of each text, as lines of `beginning → what follows`."""
+    prompts = [ids[:4] for text in texts if (ids := run.tokenizer.encode(text))]
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.2)
+    stop = (run.tokenizer.end_id,)
+    news = generate(engine, prompts, max_new_tokens=24, sampling=sampling, stop_ids=stop) if prompts else []
+    decode = run.tokenizer.decode
+    return "\n".join(f"  {decode(ids)} → {decode(new)}" for ids, new in zip(prompts, news, strict=True))
+
+
+def sample_replies(engine: Engine, run: Run, dialogues: Sequence[Sequence[Message]]) -> str:
+    """What `engine` answers, greedily, with the run's tokenizer and template, as lines of `user → answer`."""
+    settings = {"tokenizer": run.tokenizer, "template": run.template, "max_new_tokens": SAMPLE_TOKENS}
+    return "\n".join(f"  {turns[-1].content} → {reply(engine, turns, **settings)}" for turns in dialogues)
+
+
+def split_of_dialogues(
+    conversations: Sequence[Conversation],
+    held_out: Sequence[Conversation],
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    length: int,
+) -> Split:
+    """Renders and packs dialogues into rows of `length` tokens; what does not fit is cut as in `fit_context`."""
+    fitted = fit_context(conversations, tokenizer, context_length=length, template=template)
+    rows = pack(fitted.examples, length)
+    counts = ", ".join(f"{count:,} {case}" for case, count in fitted.counts.items() if count)
+    print(f"{counts} dialogues → {len(rows):,} rows of {length}, {rows.fill:.0%} full, {rows.num_trained:,} trained tokens")
+    if not held_out:
+        return Split(rows, questions=_questions(fitted.conversations))
+    aside = fit_context(held_out, tokenizer, context_length=length, template=template)
+    return Split(rows, pack(aside.examples, length), count_characters(aside), _questions(aside.conversations))
+
+
+def _questions(conversations: Sequence[Conversation]) -> list[Sequence[Message]]:
+    """The first user turn of the first few conversations, with the system turn before it."""
+    messages = [conversation.messages for conversation in conversations[:SAMPLES]]
+    return [turns[: 1 + [turn.role for turn in turns].index("user")] for turns in messages]
+
+
+def new_model(preset: str, *, vocab_size: int, options: TrainingOptions) -> CausalLM:
+    """A model with random weights, drawn from the seed in `options`."""
+    changes = {} if options.dropout is None else {"dropout": options.dropout}
+    config = ModelConfig.from_preset(preset, vocab_size=vocab_size, **changes)
+    keras.utils.set_random_seed(options.seed)
+    return CausalLM(_checked_length(config, options), dtype=options.dtype)
+
+
+def continued_model(model: CausalLM, options: TrainingOptions) -> CausalLM:
+    """A model with the weights of `model`, and dropout and dtype from `options`."""
+    dropout = model.config.dropout if options.dropout is None else options.dropout
+    keras.utils.set_random_seed(options.seed)
+    config = dataclasses.replace(model.config, dropout=dropout)
+    continued = CausalLM(_checked_length(config, options), dtype=options.dtype)
+    continued.set_weights(model.get_weights())
+    return continued
+
+
+def _check_request(options: TrainingOptions, *, preset: str | None, validation: str | Path | None) -> None:
+    if options.patience and not validation:
+        raise ValueError(
+            f"`patience` needs validation data to compare epochs. Received: {options.patience} and no `validation`. "
+            "Give held-out data, or leave out `patience`."
+        )
+    if preset:
+        _checked_length(ModelConfig.from_preset(preset), options)
+
+
+def _sample_engine(model: CausalLM, options: TrainingOptions) -> KerasEngine:
+    """An engine with room for a row and an answer to its end: a short cache is quick and small."""
+    return KerasEngine(model, context_length=min(model.config.context_length, options.row_length + SAMPLE_TOKENS))
+
+
+def _checked_length(config: ModelConfig, options: TrainingOptions) -> ModelConfig:
+    if options.row_length > config.context_length:
+        raise ValueError(
+            f"`row_length` must not exceed the model's context length. Received: {options.row_length} and "
+            f"{config.context_length}. Choose shorter rows."
+        )
+    return config
+
+
+def _read(dialogues: str | Path) -> list[Conversation]:
+    result = read_conversations(resolve_dataset(dialogues))
+    print(result.summary())
+    return result.conversations
+
+
+def _train(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
+    """`model.fit` with everything around it, then the run directory."""
+    run = dataclasses.replace(run, recipe={**run.recipe, "backend": keras.backend.backend()})
+    dataset = ChatDataset(split.rows, options.batch_size, seed=options.seed, steps_per_epoch=options.steps_per_epoch or None)
+    compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs)
+    run.model.optimizer.build(run.model.trainable_variables)
+    journal = callbacks.Journal(workplace.folder)
+    settings = {**run.recipe, "config": run.model.config.to_dict(), "rows_checksum": zlib.crc32(split.rows.tokens.tobytes())}
+    state = callbacks.TrainingState(workplace.folder, journal, settings=settings, patience=options.patience)
+    done = state.restore(run.model) if workplace.interrupted else 0
+    dataset.seek(done * len(dataset))
+    run.model.fit(
+        dataset,
+        initial_epoch=options.epochs if state.stopped else done,
+        epochs=options.epochs,
+        shuffle=False,
+        validation_data=_validation(split, options),
+        callbacks=[*_reports(split, dataset, options, sample), journal, state],
+        verbose=_verbosity(),
+    )
+    state.put_best(run.model)
+    recipe = {**run.recipe, "log": journal.rows, "best_epoch": state.best_epoch}
+    save(workplace.out, run.model, run.tokenizer, template=run.template, recipe=recipe, overwrite=True)
+    workplace.finish()
+    return dataclasses.replace(run, recipe=recipe)
+
+
+def _verbosity() -> int:
+    """A progress bar where somebody watches, else a line per epoch."""
+    return 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
+
+
+def _validation(split: Split, options: TrainingOptions) -> ChatDataset | None:
+    if split.validation is None:
+        return None
+    return ChatDataset(split.validation, min(options.batch_size, len(split.validation)), shuffle=False)
+
+
+def _reports(
+    split: Split, dataset: ChatDataset, options: TrainingOptions, sample: Callable[[], str]
+) -> list[keras.callbacks.Callback]:
+    share = len(dataset) / dataset.batches_per_pass
+    tokens = split.rows.fill * split.rows.tokens.size
+    speed = callbacks.Speed(tokens * share, split.rows.num_trained * share)
+    reports: list[keras.callbacks.Callback] = [callbacks.FiniteLoss(), speed]
+    if split.validation is not None:
+        reports.append(callbacks.BitsPerCharacter(split.validation.num_trained, split.validation_characters))
+    return [*reports, callbacks.Samples(sample, every=max(options.epochs // 5, 1))]

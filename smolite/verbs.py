@@ -1,0 +1,205 @@
+"""What each verb of the command line does: a public function of the library, with its outcome printed."""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from smolite import checkpoint, recipes
+from smolite import evaluation as scores
+from smolite.chat import Message, read_conversations, show
+from smolite.demo import run_demo
+from smolite.engines import Engine, KerasEngine
+from smolite.exporters import TARGETS
+from smolite.exporters import export as export_run
+from smolite.exporters.verification import verify as verify_run
+from smolite.generation import Sampling, stream
+from smolite.options import TrainingOptions
+from smolite.replies import stream_reply
+from smolite.sources import read_texts, resolve_dataset
+from smolite.tokenizer import Tokenizer, train_tokenizer
+from smolite.workplace import vocabulary_for
+
+ENGINE_FILES = {"tflite": TARGETS["tflite"].file_names[None], "int8": TARGETS["tflite"].file_names["int8"]}
+
+
+def demo(*, out: str, epochs: int) -> None:
+    """Trains, exports, verifies and chats on the bundled dialogues; see `run_demo`."""
+    run_demo(out, epochs=epochs)
+
+
+def tokenizer(*, texts: Sequence[str], out: str, vocab_size: int, model_type: str, overwrite: bool) -> None:
+    """Trains a tokenizer on files of text or dialogues."""
+    lines = [line for name in texts for line in _lines(name)]
+    made = train_tokenizer(lines, out, vocab_size=vocab_size, model_type=model_type, overwrite=overwrite)
+    characters = sum(map(len, lines))
+    share = characters / max(sum(len(made.encode(line)) for line in lines), 1)
+    print(f"{out}: {made.vocab_size:,} pieces from {characters:,} characters, {share:.2f} characters a token")
+
+
+def _lines(name: str) -> list[str]:
+    """Plain text, or what everybody says in dialogues."""
+    path = resolve_dataset(name)
+    try:
+        return read_texts(path)
+    except ValueError as no_text:
+        try:
+            conversations = read_conversations(path).conversations
+        except ValueError as no_dialogues:
+            raise ValueError(f"{path} must hold text or dialogues.\nAs text: {no_text}\nAs dialogues: {no_dialogues}") from None
+    return [message.content for conversation in conversations for message in conversation.messages]
+
+
+def data(*, action: str, dataset: str, tokenizer: str | None, count: int) -> None:
+    """Prints examples with the trained tokens marked."""
+    path = resolve_dataset(dataset)
+    if tokenizer:
+        print(show(path, Tokenizer(tokenizer), count=count))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        conversations = read_conversations(path).conversations
+        texts = [message.content for conversation in conversations for message in conversation.messages]
+        vocab_size = vocabulary_for(texts, most=8192)
+        print(show(path, train_tokenizer(texts, Path(folder, "t.model"), vocab_size=vocab_size), count=count))
+
+
+def pretrain(*, dataset: str, out: str, **settings: Any) -> None:
+    """Trains on plain text; see `recipes.pretrain`."""
+    _report(recipes.pretrain(dataset, out, **_with_options(settings)), out)
+
+
+def finetune(*, dataset: str, out: str, **settings: Any) -> None:
+    """Trains on dialogues; see `recipes.finetune`."""
+    _report(recipes.finetune(dataset, out, **_with_options(settings)), out)
+
+
+def _with_options(settings: dict[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(TrainingOptions)]
+    options = TrainingOptions(**{name: settings.pop(name) for name in names})
+    return {**settings, "options": options}
+
+
+def _report(run: checkpoint.Run, out: str) -> None:
+    rows = run.recipe["log"]
+    best = rows[run.recipe["best_epoch"] - 1] if run.recipe["best_epoch"] else rows[-1]
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "epoch")
+    print(f"\n{out}: epoch {best['epoch']} kept ({figures})\nTalk with it: smolite chat {out}")
+
+
+def chat(*, run: str, engine: str, system: str | None, prompt: str | None, max_new_tokens: int, **sampling: Any) -> None:
+    """Talks in the terminal, or answers one prompt."""
+    loaded = checkpoint.load(run)
+    talker = open_engine(loaded, engine)
+    messages = [Message("system", system)] if system else []
+    settings: dict[str, Any] = {
+        "tokenizer": loaded.tokenizer,
+        "template": loaded.template,
+        "max_new_tokens": max_new_tokens,
+    }
+
+    def answer(text: str) -> None:
+        messages.append(Message("user", text))
+        pieces = []
+        for piece in stream_reply(talker, messages, sampling=Sampling(**sampling), **settings):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print()
+        messages.append(Message("assistant", "".join(pieces)))
+
+    if prompt is not None:
+        answer(prompt)
+        return
+    print("Say something; an empty line ends the chat.")
+    while text := _ask():
+        answer(text)
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampling: Any) -> None:
+    """Prints `prompt` and what the model writes after it."""
+    loaded = checkpoint.load(run)
+    ids, decoder = loaded.tokenizer.encode(prompt), loaded.tokenizer.stream()
+    print("".join(decoder.push(index) for index in ids), end="", flush=True)
+    stop = (loaded.tokenizer.end_id,)
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "sampling": Sampling(**sampling),
+        "stop_ids": stop,
+    }
+    for index in stream(open_engine(loaded, engine), ids, **settings):
+        print(decoder.push(index), end="", flush=True)
+    print(decoder.finish())
+
+
+def open_engine(run: checkpoint.Run, name: str) -> Engine:
+    """The engine called `name`: `keras`, or `tflite` and `int8` for the files in the run's export folder."""
+    if name == "keras":
+        return KerasEngine(run.model)
+    from smolite.exporters.litert_engine import TFLiteEngine
+
+    return TFLiteEngine(run.path / "export" / ENGINE_FILES[name])
+
+
+def export(*, run: str, **settings: Any) -> None:
+    """Writes and verifies a file; see `exporters.export`."""
+    print(export_run(run, **settings))
+
+
+def verify(*, run: str, out: str | None) -> int:
+    """Prints the verification table; the exit status is 1 where a row fails."""
+    report = verify_run(run, out=out)
+    print(report.table())
+    return 0 if report.passed else 1
+
+
+def evaluate(*, run: str, dataset: str, engine: str) -> None:
+    """Prints bits per character, perplexity and accuracy."""
+    loaded = checkpoint.load(run)
+    conversations = read_conversations(resolve_dataset(dataset)).conversations
+    known = {"tokenizer": loaded.tokenizer, "template": loaded.template}
+    if engine == "keras":
+        result = scores.evaluate(loaded.model, conversations, **known)
+    else:
+        result = scores.trace(open_engine(loaded, engine), conversations, **known).evaluation
+    print(result.summary())
+
+
+def bench(*, run: str, repeats: int, tokens: int) -> None:
+    """Prints tokens per second of every engine of a run, medians and spread of interleaved repetitions."""
+    if repeats < 1 or tokens < 1:
+        raise ValueError(f"`repeats` and `tokens` must be at least 1. Received: {repeats} and {tokens}. Measure something.")
+    loaded = checkpoint.load(run)
+    files = {name: loaded.path / "export" / file for name, file in ENGINE_FILES.items()}
+    names = ["keras", *(name for name, path in files.items() if path.exists())]
+    engines = {name: open_engine(loaded, name) for name in names}
+    room = min(engine.context_length for engine in engines.values())
+    prompt = [index % loaded.tokenizer.vocab_size for index in range(max(room // 2, 1))]
+    count = min(tokens, room - len(prompt))
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(repeats + 1):
+        for name, engine in engines.items():
+            prefill = _seconds(lambda engine=engine: engine.start([prompt]))
+            decode = _seconds(lambda engine=engine: [engine.step([1]) for _ in range(count)])
+            speeds[name].append((len(prompt) / prefill, count / decode))
+    print(f"tokens per second, median (lowest–highest) of {repeats}; prompt {len(prompt)}, decoded {count}")
+    for name, pairs in speeds.items():
+        print("  ".join([f"{name:7}", *(_spread(column) for column in zip(*pairs[1:], strict=True))]))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):8,.0f} ({min(values):,.0f}–{max(values):,.0f})"

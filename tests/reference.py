@@ -1,0 +1,187 @@
+"""The referee: the whole forward pass in plain numpy, one row at a time, float64 inside.
+
+The arithmetic shares nothing with `smolite` but the names of the config. Weights carry Hugging Face's Llama names and layout:
+a projection is (outputs, inputs), so it is applied as `x @ weight.T`.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from smolite.config import ModelConfig
+from smolite.models import CausalLM
+from smolite.weights import assign_weights
+
+# Sizes that tell apart what the usual ones confuse: query and key/value heads, head_dim and hidden/heads.
+AWKWARD_CONFIGS = {
+    "grouped": ModelConfig(
+        vocab_size=97,
+        num_layers=3,
+        num_query_heads=6,
+        num_key_value_heads=2,
+        hidden_dim=42,
+        intermediate_dim=56,
+        head_dim=12,
+        context_length=80,
+        rope_theta=50_000.0,
+    ),
+    "multi-query": ModelConfig(
+        vocab_size=61,
+        num_layers=2,
+        num_query_heads=5,
+        num_key_value_heads=1,
+        hidden_dim=35,
+        intermediate_dim=47,
+        head_dim=6,
+        context_length=80,
+        rope_theta=100_000.0,
+        norm_epsilon=1e-3,
+    ),
+    "multi-head": ModelConfig(
+        vocab_size=71,
+        num_layers=2,
+        num_query_heads=3,
+        num_key_value_heads=3,
+        hidden_dim=30,
+        intermediate_dim=44,
+        context_length=80,
+        rope_theta=300.0,
+    ),
+}
+
+
+def rms_norm(x, scale, epsilon):
+    """x / sqrt(mean(x²) + epsilon) · scale over the features."""
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + epsilon) * scale
+
+
+def softmax(x):
+    """Softmax over the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def rope(head, positions, theta):
+    """Turns feature i and feature i + H/2 of a (T, H) head by the angle position · theta^(-2i/H)."""
+    half = head.shape[-1] // 2
+    angle = positions[:, None] * theta ** (-np.arange(half) / half)
+    first, second = head[:, :half], head[:, half:]
+    turned = first * np.cos(angle) - second * np.sin(angle), second * np.cos(angle) + first * np.sin(angle)
+    return np.concatenate(turned, axis=-1)
+
+
+def attention(x, w, config, positions, segments):
+    """(T, D) → (T, D), one head after the other; `w` maps "q", "k", "v", "o" to weights."""
+    size, groups = config.head_dim, config.num_query_heads // config.num_key_value_heads
+    visible = np.tril(np.ones((len(x), len(x)), bool)) & (segments[:, None] == segments[None, :])
+    heads = []
+    for h in range(config.num_query_heads):
+        kv = slice(h // groups * size, (h // groups + 1) * size)
+        query = rope(x @ w["q"][h * size : (h + 1) * size].T, positions, config.rope_theta)
+        key = rope(x @ w["k"][kv].T, positions, config.rope_theta)
+        scores = np.where(visible, query @ key.T / np.sqrt(size), -np.inf)
+        heads.append(softmax(scores) @ (x @ w["v"][kv].T))
+    return np.concatenate(heads, axis=-1) @ w["o"].T
+
+
+def swiglu(x, w):
+    """down(silu(gate(x)) · up(x)); `w` maps "gate", "up", "down" to weights."""
+    gate = x @ w["gate"].T
+    return (gate / (1 + np.exp(-gate)) * (x @ w["up"].T)) @ w["down"].T
+
+
+def block(x, weights, i, config, positions, segments):
+    """Decoder block `i`: x + attention(norm(x)), then x + swiglu(norm(x))."""
+    layer = f"model.layers.{i}."
+    attn = {name: weights[f"{layer}self_attn.{name}_proj.weight"] for name in "qkvo"}
+    mlp = {name: weights[f"{layer}mlp.{name}_proj.weight"] for name in ("gate", "up", "down")}
+    normed = rms_norm(x, weights[layer + "input_layernorm.weight"], config.norm_epsilon)
+    x = x + attention(normed, attn, config, positions, segments)
+    normed = rms_norm(x, weights[layer + "post_attention_layernorm.weight"], config.norm_epsilon)
+    return x + swiglu(normed, mlp)
+
+
+def forward(config, weights, tokens, *, positions=None, segments=None):
+    """Logits (T, V) of one row of T tokens."""
+    weights = {name: np.asarray(value, "float64") for name, value in weights.items()}
+    positions = np.arange(len(tokens)) if positions is None else np.asarray(positions)
+    segments = np.zeros(len(tokens), int) if segments is None else np.asarray(segments)
+    x = weights["model.embed_tokens.weight"][np.asarray(tokens)]
+    for i in range(config.num_layers):
+        x = block(x, weights, i, config, positions, segments)
+    x = rms_norm(x, weights["model.norm.weight"], config.norm_epsilon)
+    return x @ weights["model.embed_tokens.weight"].T
+
+
+def greedy(config, weights, prompt, *, steps):
+    """The `steps` ids that follow `prompt`, always the likeliest: after [5, 6] perhaps [9, 4]."""
+    ids = list(prompt)
+    for _ in range(steps):
+        ids.append(int(np.argmax(forward(config, weights, ids)[-1])))
+    return ids[len(prompt) :]
+
+
+def tensor_shapes(config):
+    """The Hugging Face name and shape of every tensor of a model."""
+    d, f, size = config.hidden_dim, config.intermediate_dim, config.head_dim
+    q, kv = config.num_query_heads * size, config.num_key_value_heads * size
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, d)}
+    for i in range(config.num_layers):
+        attn = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
+        mlp = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
+        shapes |= {f"model.layers.{i}.self_attn.{name}.weight": shape for name, shape in attn.items()}
+        shapes |= {f"model.layers.{i}.mlp.{name}.weight": shape for name, shape in mlp.items()}
+        shapes |= {f"model.layers.{i}.{n}_layernorm.weight": (d,) for n in ("input", "post_attention")}
+    return {**shapes, "model.norm.weight": (d,)}
+
+
+def random_weights(config, *, seed=1):
+    """Weights large enough for sharp attention and spread logits, the same for ever.
+
+    NumPy never changes what `RandomState` draws, so golden ids may rest on it.
+    """
+    rng = np.random.RandomState(seed)
+    weights = {}
+    for name, shape in tensor_shapes(config).items():
+        noise = rng.standard_normal(shape)
+        if len(shape) == 1:
+            weights[name] = 1 + 0.2 * noise
+        else:
+            weights[name] = noise * (0.3 if "embed" in name else 2.5 / np.sqrt(shape[1]))
+    return {name: value.astype("float32") for name, value in weights.items()}
+
+
+def random_model(config, *, dtype="float32"):
+    """A `CausalLM` with the weights of `random_weights`."""
+    model = CausalLM(config, dtype=dtype)
+    assign_weights(model, random_weights(config))
+    return model
+
+
+def to_numpy(tensor):
+    """A tensor of any backend as float32 or integer numpy array."""
+    tensor = ops.cast(tensor, "float32") if "float" in str(tensor.dtype) else tensor
+    return np.array(ops.convert_to_numpy(tensor))
+
+
+def compiled(function):
+    """The function, compiled as a whole on JAX, which takes long over each operation alone; itself elsewhere.
+
+    Variables may be read in it, but not written.
+    """
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
+def run(function, *arguments, **named):
+    """Calls a function of tensors, compiled, and returns numpy arrays."""
+    return keras.tree.map_structure(to_numpy, compiled(function)(*arguments, **named))
+
+
+def causal_mask(first, count, slots):
+    """Additive (1, 1, count, slots) mask of tokens in slots first, first + 1, …, that see what is before."""
+    visible = np.arange(slots)[None, :] <= first + np.arange(count)[:, None]
+    return np.where(visible, 0.0, -1e9).astype("float32")[None, None]

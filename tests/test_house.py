@@ -1,0 +1,219 @@
+"""The rules of the house: who may import whom, sizes, names, docstrings, and what an import loads."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ONE_BACKEND
+
+import smolite
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "smolite"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+BESIDE = [ROOT / folder for folder in ("tests", "benchmarks", "export")]
+CODE = SOURCES + sorted(path for folder in BESIDE for path in folder.rglob("*.py"))
+
+# A file imports only from files above it. A package, here `exporters`, stands for its `__init__.py`.
+ORDER = """
+    config files layers models normalization sentencepiece_model tokenizer sources dialogues chat packing data
+    engines generation replies evaluation weights checkpoint curves callbacks options training workplace recipes
+    exporters.native_log exporters.signatures exporters.client_files exporters.cached_engine
+    exporters.saved_model exporters.litert_engine exporters.flatbuffer exporters.quantization exporters.tflite
+    exporters.report exporters.reference exporters.targets exporters.verification exporters exporters.__main__
+    demo verbs cli __main__
+""".split()
+BACKENDS = {"tensorflow", "jax", "torch"}
+LIGHT = {"keras", "numpy", "safetensors", "sentencepiece", "smolite", *sys.stdlib_module_names}
+SEAMS = {"engines", "sources"}  # their functions may: the compiled step, and the download from the hub
+MOST_LINES, MOST_STATEMENT_LINES = 300, 40
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
+
+
+def module_name(path):
+    """smolite/exporters/tflite.py → "exporters.tflite", smolite/exporters/__init__.py → "exporters"."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES if path != PACKAGE / "__init__.py"}
+
+
+def imported(node):
+    """Full names of the modules that an import statement loads, with `from smolite import x` resolved."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    assert node.level == 0, f"Line {node.lineno} has a relative import. Write `from smolite.… import …`."
+    inner = [f"{node.module}.{alias.name}" for alias in node.names]
+    modules = [name for name in inner if name.removeprefix("smolite.") in MODULES]
+    lazy = [f"smolite.{smolite._HOMES[alias.name]}" for alias in node.names if alias.name in smolite._HOMES]
+    return modules + (lazy if node.module == "smolite" else []) or [node.module]
+
+
+def imports_of(path, *, inside_functions):
+    """Full names of what a file imports, with or without what its functions import when they are called."""
+    todo, names = [ast.parse(path.read_text("utf-8"))], set()
+    while todo:
+        node = todo.pop()
+        names.update(imported(node))
+        if inside_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            todo.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def roots(names):
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_modules_above_it(name):
+    assert name in ORDER, f"smolite/{name} is not in the order of the house. Give it a place in `ORDER`."
+    above = set(ORDER[: ORDER.index(name)]) | {"smolite"}
+    ours = {full for full in imports_of(MODULES[name], inside_functions=True) if roots([full]) == {"smolite"}}
+    assert {full.removeprefix("smolite.") for full in ours} <= above
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_heavy_libraries_are_imported_inside_functions(name):
+    assert roots(imports_of(MODULES[name], inside_functions=False)) <= LIGHT
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER[: ORDER.index("checkpoint") + 1] if name in MODULES])
+def test_up_to_checkpoint_only_the_named_seams_import_more(name):
+    assert roots(imports_of(MODULES[name], inside_functions=True)) <= LIGHT or name in SEAMS
+
+
+def functions(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def lines_without_docstring(function):
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    assert len(path.read_text("utf-8").splitlines()) <= MOST_LINES
+    long = {each.name: lines_without_docstring(each) for each in functions(path)}
+    assert not {name: lines for name, lines in long.items() if lines > MOST_STATEMENT_LINES}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_unfinished_or_badly_named(path):
+    text = path.read_text("utf-8")
+    defined = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    names = [path.stem, *(node.name for node in ast.walk(ast.parse(text)) if isinstance(node, defined))]
+    words = {word for name in names for word in re.findall("[a-z]+", name.lower())}
+    assert not words & FORBIDDEN_NAMES
+    assert path == Path(__file__) or not UNFINISHED.findall(text)
+
+
+def undocumented(owner, prefix):
+    """Public functions, classes and methods that neither they themselves nor a base class describe."""
+    for name, value in vars(owner).items():
+        value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        ours = getattr(value, "__module__", None) == getattr(owner, "__module__", owner.__name__)
+        if name.startswith("_") or not ours or not (inspect.isfunction(value) or inspect.isclass(value)):
+            continue
+        if not inspect.getdoc(getattr(owner, name)) and not describes_a_method_of_keras(owner, name):
+            yield f"{prefix}{name}"
+        if inspect.isclass(value):
+            yield from undocumented(value, f"{prefix}{name}.")
+
+
+def describes_a_method_of_keras(owner, name):
+    """Whether a base class from elsewhere has the method, so that its contract is written there."""
+    bases = getattr(owner, "__mro__", [None])[1:]
+    return any(name in vars(base) and not base.__module__.startswith("smolite") for base in bases)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_public_names_have_docstrings(name):
+    module = importlib.import_module(f"smolite.{name}")
+    assert module.__doc__ and not list(undocumented(module, ""))
+
+
+@pytest.mark.parametrize("name", [name for name, path in MODULES.items() if ">>>" in path.read_text("utf-8")])
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(f"smolite.{name}")
+    model = smolite.CausalLM(smolite.ModelConfig.from_preset("smolite-small"))
+    names = {"np": np, "model": model, "smolite": smolite, "ModelConfig": smolite.ModelConfig, **vars(module)}
+    runner, report = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), []
+    for test in doctest.DocTestFinder().find(module, extraglobs=names):
+        runner.run(test, out=report.append)
+    assert runner.tries and not runner.failures, "".join(report)
+
+
+def test_the_lazy_names_are_the_imports_that_type_checkers_read():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    seen = {
+        alias.name: node.module.removeprefix("smolite.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("smolite.")
+        for alias in node.names
+    }
+    assert seen == smolite._HOMES
+    assert set(smolite.__all__) == {*seen, "__version__"} <= set(dir(smolite))
+
+
+@pytest.mark.parametrize("name", [name for name, home in smolite._HOMES.items() if home in MODULES])
+def test_each_public_name_resolves(name):
+    assert getattr(smolite, name) is vars(importlib.import_module(f"smolite.{smolite._HOMES[name]}"))[name]
+
+
+def test_a_name_that_is_not_public():
+    with pytest.raises(AttributeError, match="no attribute 'Generator'. Choose one of: PRESETS, CausalLM, "):
+        smolite.Generator  # noqa: B018
+
+
+def python(code, **environment):
+    """Runs code in a fresh interpreter and returns what it prints."""
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(run, env={**os.environ, **environment}, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_smolite_loads_neither_keras_nor_a_backend():
+    loaded = python("import smolite, sys; print(*sys.modules)").split()
+    assert "smolite" in loaded
+    assert not {"keras", "numpy", "sentencepiece", *BACKENDS} & set(loaded)
+
+
+ALONE = """
+import sys
+for absent in {absent}:
+    sys.modules[absent] = None
+import numpy, smolite
+config = smolite.ModelConfig.from_preset("smolite-small", vocab_size=64, num_layers=1)
+print(tuple(smolite.CausalLM(config)(numpy.array([[5, 6, 7]])).shape))
+"""
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_one_backend_is_enough(backend):
+    code = ALONE.format(absent=sorted(BACKENDS - {backend}))
+    assert python(code, KERAS_BACKEND=backend).split("\n")[-2] == "(1, 3, 64)"
+
+
+def test_without_the_backend_it_is_said_what_to_install():
+    code = "import sys, smolite\nsys.modules['torch'] = None\nsmolite.CausalLM"
+    with pytest.raises(AssertionError, match=r"Keras backend torch.*pip install 'smolite\[torch\]'"):
+        python(code, KERAS_BACKEND="torch")
+
+
+def test_files_named_for_one_backend_exist():
+    assert {path.stem for path in (ROOT / "tests").glob("test_*.py")} >= ONE_BACKEND
