@@ -132,6 +132,7 @@ def _documents(
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
+        "legacy": True,
         "model_max_length": model.config.context_length,
     }
     if known.issuperset(template.markers):

@@ -6,6 +6,7 @@ import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch's idle threads would spin
 
 # Files that compute nothing with Keras in this process; `make test` runs them on one backend only.
 ONE_BACKEND = frozenset(

@@ -1,4 +1,4 @@
-"""Referees: transformers reading what we write and writing what we read, numpy, and llama2.c's golden text."""
+"""Referees: transformers reading what we write, and the numpy reference."""
 
 import dataclasses
 import errno
@@ -10,25 +10,20 @@ import keras
 import numpy as np
 import pytest
 import reference
-import stories
 from reference import AWKWARD_CONFIGS, random_weights
 from safetensors.numpy import load_file
 
 import smolite.checkpoint as checkpoint
-from smolite.chat import ChatTemplate
+from smolite.chat import ChatTemplate, Conversation, Message
 from smolite.checkpoint import load, load_model, save
-from smolite.engines import KerasEngine
-from smolite.generation import generate
 from smolite.models import CausalLM
-from smolite.tokenizer import Tokenizer, train_tokenizer
+from smolite.tokenizer import train_tokenizer
 from smolite.weights import assign_weights, model_weights
 
 TEXTS = ["안녕하세요, 오늘 날씨가 좋네요.", "밥은 먹었어? 응, 방금 먹었어!", "내일 같이 영화 볼래요?"] * 5
 TEMPLATE = ChatTemplate(assistant_prefix="답: ")
 RECIPE = {"verb": "finetune", "data": "대화.jsonl", "options": {"epochs": 3}}
-FILES = (
-    "config.json generation_config.json model.safetensors recipe.json tokenizer.model tokenizer_config.json".split()
-)
+FILES = "config.json generation_config.json model.safetensors recipe.json tokenizer.model tokenizer_config.json".split()
 IDS = np.random.RandomState(0).randint(0, 280, (2, 11))
 
 
@@ -103,32 +98,13 @@ def test_transformers_reads_what_we_write(saved, model, tokenizer):
     assert theirs.config.bos_token_id == tokenizer.start_id and theirs.config.pad_token_id == tokenizer.pad_id
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("shards", [False, True])
-def test_we_read_what_transformers_writes(tmp_path, dtype, shards):
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=300, hidden_size=30, intermediate_size=44, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=10, rope_theta=5e4, rms_norm_eps=1e-4, tie_word_embeddings=True,
-        max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    theirs = transformers.LlamaForCausalLM(config).to(getattr(torch, dtype))
-    theirs.save_pretrained(tmp_path, max_shard_size="20KB" if shards else "5GB")
-    assert (tmp_path / "model.safetensors").exists() != shards
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.no_grad():
-        close(logits(load_model(tmp_path)), theirs(torch.tensor(IDS)).logits.numpy())
-
-
-def test_the_golden_text_of_stories260k(tmp_path):
-    if not stories.FOLDER.exists():
-        pytest.skip(stories.REASON)
-    model = CausalLM(stories.stories_config())
-    assign_weights(model, stories.stories_weights())
-    run = load(save(tmp_path / "stories", model, Tokenizer(stories.stories_tokenizer_proto())))
-    ids = generate(KerasEngine(run.model, context_length=256), [[1]], max_new_tokens=200, stop_ids=[1])[0]
-    assert stories.stories_decode([1, *ids]).strip() == stories.stories_text().strip()
+def test_transformers_writes_dialogues_as_we_do(model, tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(save(tmp_path / "run", model, tokenizer))
+    turns = [Message("user", "내일 영화 볼래요?"), Message("assistant", "응, 좋네요.")] * 2
+    dialogue = [{"role": turn.role, "content": turn.content} for turn in turns]
+    ids, _ = ChatTemplate().render(Conversation(tuple(turns)), tokenizer)
+    assert theirs.apply_chat_template(dialogue)["input_ids"] == ids
 
 
 def test_half_precision_runs(saved, model, tmp_path, tokenizer):
@@ -186,9 +162,7 @@ def test_an_empty_directory_is_free_and_a_file_is_not(model, tokenizer, tmp_path
 @pytest.mark.parametrize("writer", ["save_file", "write_file"])
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt("stopped")])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_full_disk_or_an_interrupt_leaves_the_old_run_whole(
-    run, model, tokenizer, monkeypatch, writer, failure, overwrite
-):
+def test_a_full_disk_or_an_interrupt_leaves_the_old_run_whole(run, model, tokenizer, monkeypatch, writer, failure, overwrite):
     target = run if overwrite else run.with_name("new")
     before = contents(run)
 

@@ -1,4 +1,4 @@
-"""Referees: the numpy reference for names, shapes and layout, and safetensors itself."""
+"""Referees: the numpy reference for names, shapes and layout, safetensors itself, and transformers."""
 
 import json
 
@@ -9,6 +9,7 @@ from ml_dtypes import bfloat16
 from reference import AWKWARD_CONFIGS, random_weights
 from safetensors.numpy import save_file
 
+from smolite.config import ModelConfig
 from smolite.models import CausalLM
 from smolite.weights import assign_weights, model_weights, read_tensors
 
@@ -106,3 +107,25 @@ def test_shards_are_read_together(tmp_path):
     index.write_text('{"weights": ')
     with pytest.raises(ValueError, match="index.json must be JSON with a `weight_map`"):
         read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_we_read_what_transformers_writes(tmp_path, dtype, shards):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=30, intermediate_size=44, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=10, rope_theta=5e4, rms_norm_eps=1e-4, tie_word_embeddings=True,
+        max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = transformers.LlamaForCausalLM(config).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB" if shards else "5GB")
+    assert (tmp_path / "model.safetensors").exists() != shards
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = np.random.RandomState(0).randint(0, 300, (2, 11))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits.numpy()
+    model = CausalLM(ModelConfig.from_hf(theirs.config.to_dict()))
+    assign_weights(model, read_tensors(tmp_path))
+    np.testing.assert_allclose(reference.run(model, ids), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
