@@ -232,7 +232,7 @@ class TrainingState(keras.callbacks.Callback):
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """`{"seed": 1, "options": {"epochs": 2}}` → `{"seed": 1, "options.epochs": 2}`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
     return flat

@@ -84,8 +84,8 @@ class ChatTemplate:
         ids, mask = [], []
         for message in conversation.messages:
             prefix, suffix = self._around(message.role)
-            answer = tokenizer.encode(message.content.strip()) + self._affix_ids(suffix, tokenizer)
-            before = self._affix_ids(prefix, tokenizer)
+            answer = tokenizer.encode(message.content.strip()) + self.affix_ids(suffix, tokenizer)
+            before = self.affix_ids(prefix, tokenizer)
             ids += before + answer
             mask += [0] * len(before) + [int(message.role == "assistant")] * len(answer)
         return ids, mask
@@ -105,7 +105,7 @@ class ChatTemplate:
                 f"turn, or leave out what follows it."
             )
         ids, _ = self.render(Conversation(tuple(messages)), tokenizer)
-        return ids + self._affix_ids(self.assistant_prefix, tokenizer)
+        return ids + self.affix_ids(self.assistant_prefix, tokenizer)
 
     def jinja(self) -> str:
         """Return the template as the Jinja text of `tokenizer_config.json`, which renders the same string."""
@@ -143,7 +143,8 @@ class ChatTemplate:
     def _around(self, role: str) -> tuple[str, str]:
         return getattr(self, f"{role}_prefix"), getattr(self, f"{role}_suffix")
 
-    def _affix_ids(self, affix: str, tokenizer: Tokenizer) -> list[int]:
+    def affix_ids(self, affix: str, tokenizer: Tokenizer) -> list[int]:
+        """Token ids of a prefix or suffix: markers as their ids, the rest as text."""
         ids = []
         for part in filter(None, _MARKER.split(affix)):
             ids += [tokenizer.markers[part]] if _MARKER.fullmatch(part) else tokenizer.encode(part)

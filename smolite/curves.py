@@ -9,10 +9,10 @@ Points = Sequence[tuple[float, float]]
 
 
 def draw_curves(curves: Mapping[str, Points], *, title: str, x_label: str, y_label: str) -> str:
-    """Draws named curves into one picture.
+    """Draws named curves into one picture, each with a dot at its last point.
 
     Args:
-        curves: name → points (x, y), in the order of x.
+        curves: name → at least one point (x, y), in the order of x.
         title, x_label, y_label: texts of the picture.
 
     Returns:
@@ -26,8 +26,10 @@ def draw_curves(curves: Mapping[str, Points], *, title: str, x_label: str, y_lab
     body.append(_text(8, TOP - 16 + 12, y_label, size=11))
     for number, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
-        body.append(_line([_place(point, x_range, y_range) for point in curve], colour))
-        last = f"{name} {curve[-1][1]:.3f}" if curve else name
+        places = [_place(point, x_range, y_range) for point in curve]
+        body.append(_line(places, colour))
+        body.append('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"/>'.format(*places[-1], colour))
+        last = f"{name} {curve[-1][1]:.3f}"
         body.append(_text(WIDTH - RIGHT + 12, TOP + 16 + 20 * number, last, colour=colour))
     frame = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     return "\n".join(

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from smolite.chat import ChatTemplate, Message
-from smolite.exporters import TARGETS, export
+from smolite.exporters import TARGETS, check_packages, export
 from smolite.exporters.litert_engine import TFLiteEngine
 from smolite.exporters.verification import verify
 from smolite.options import TrainingOptions
@@ -26,8 +26,11 @@ def run_demo(out: str | Path, *, epochs: int = 24) -> Path:
         The run directory.
 
     Raises:
+        ImportError: a package is missing.
         RuntimeError: a file does not say what the model says.
     """
+    for format in TARGETS:
+        check_packages(format)
     out = Path(out)
     shutil.rmtree(out.with_name(f"{out.name}.training"), ignore_errors=True)
     print("1. Train a model on the bundled dialogues", flush=True)
@@ -37,7 +40,7 @@ def run_demo(out: str | Path, *, epochs: int = 24) -> Path:
     print("\n2. Export it: SavedModel, TFLite float32, TFLite int8", flush=True)
     for format, target in TARGETS.items():
         for quantize in target.file_names:
-            print(export(out, format=format, quantize=quantize), flush=True)
+            print(export(out, format=format, quantize=quantize, overwrite=True), flush=True)
 
     print("\n3. Verify every file in its own runtime", flush=True)
     report = verify(out)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -160,7 +161,7 @@ def sample_texts(engine: Engine, run: Run, texts: Sequence[str]) -> str:
 
 def sample_replies(engine: Engine, run: Run, dialogues: Sequence[Sequence[Message]]) -> str:
     """What `engine` answers, greedily, with the run's tokenizer and template, as lines of `user → answer`."""
-    settings = {"tokenizer": run.tokenizer, "template": run.template, "max_new_tokens": SAMPLE_TOKENS}
+    settings: dict[str, Any] = {"tokenizer": run.tokenizer, "template": run.template, "max_new_tokens": SAMPLE_TOKENS}
     return "\n".join(f"  {turns[-1].content} → {reply(engine, turns, **settings)}" for turns in dialogues)
 
 

@@ -53,6 +53,11 @@ class Tokenizer:
         return {name: index for name, index in ids.items() if self._processor.is_control(index)}
 
     @property
+    def guarded_proto(self) -> bytes:
+        """Bytes of a `.model` file in which every marker is a control symbol, so that no client reads one in a user's text."""
+        return self._processor.serialized_model_proto()
+
+    @property
     def pad_id(self) -> int:
         """Id of `<pad>`. Raises ValueError where the tokenizer lacks it, as do the other three."""
         return self._marker_id("<pad>")

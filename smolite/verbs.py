@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,11 @@ def chat(*, run: str, engine: str, system: str | None, prompt: str | None, max_n
         return
     print("Say something; an empty line ends the chat.")
     while text := _ask():
-        answer(text)
+        try:
+            answer(text)
+        except ValueError as too_long:
+            print(too_long)
+            messages.pop()
 
 
 def _ask() -> str:
@@ -165,7 +169,7 @@ def evaluate(*, run: str, dataset: str, engine: str) -> None:
     """Prints bits per character, perplexity and accuracy."""
     loaded = checkpoint.load(run)
     conversations = read_conversations(resolve_dataset(dataset)).conversations
-    known = {"tokenizer": loaded.tokenizer, "template": loaded.template}
+    known: dict[str, Any] = {"tokenizer": loaded.tokenizer, "template": loaded.template}
     if engine == "keras":
         result = scores.evaluate(loaded.model, conversations, **known)
     else:
@@ -187,18 +191,20 @@ def bench(*, run: str, repeats: int, tokens: int) -> None:
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(repeats + 1):
         for name, engine in engines.items():
-            prefill = _seconds(lambda engine=engine: engine.start([prompt]))
-            decode = _seconds(lambda engine=engine: [engine.step([1]) for _ in range(count)])
-            speeds[name].append((len(prompt) / prefill, count / decode))
+            speeds[name].append(_speeds(engine, prompt, count=count))
     print(f"tokens per second, median (lowest–highest) of {repeats}; prompt {len(prompt)}, decoded {count}")
     for name, pairs in speeds.items():
         print("  ".join([f"{name:7}", *(_spread(column) for column in zip(*pairs[1:], strict=True))]))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def _speeds(engine: Engine, prompt: Sequence[int], *, count: int) -> tuple[float, float]:
+    """Tokens per second of prefill and of `count` decoding steps."""
+    begun = time.perf_counter()
+    engine.start([prompt])
+    read = time.perf_counter()
+    for _ in range(count):
+        engine.step([1])
+    return len(prompt) / (read - begun), count / (time.perf_counter() - read)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -27,7 +27,7 @@ ORDER = """
     config files layers models normalization sentencepiece_model tokenizer sources dialogues chat packing data
     engines generation replies evaluation weights checkpoint curves callbacks options training workplace recipes
     exporters.native_log exporters.signatures exporters.client_files exporters.cached_engine
-    exporters.saved_model exporters.litert_engine exporters.flatbuffer exporters.quantization exporters.tflite
+    exporters.saved_model exporters.flatbuffer exporters.litert_engine exporters.quantization exporters.tflite
     exporters.report exporters.reference exporters.targets exporters.verification exporters exporters.__main__
     demo verbs cli __main__
 """.split()

@@ -1,0 +1,88 @@
+"""What is inside a .tflite file: signatures, operators, and how often a weight is stored."""
+
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smolite.config import ModelConfig
+from smolite.exporters.signatures import DECODE, prefill_lengths_of
+
+
+def read_flatbuffer(data: bytes | np.ndarray) -> Any:
+    """The file's contents as the `ModelT` object of TFLite's schema. Large buffers may stay outside it, by offset."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(data, 0)
+
+
+def open_flatbuffer(path: str | Path) -> Any:
+    """The contents of a .tflite file that is whole; LiteRT would crash on one that was cut off.
+
+    Raises:
+        ValueError: it is not a .tflite file, or its end is missing.
+    """
+    try:
+        data = np.memmap(path, mode="r")
+        if bytes(data[4:8]) != b"TFL3":
+            raise ValueError(f"the bytes 4 to 7 are {bytes(data[4:8])!r}")
+        model = read_flatbuffer(data)
+        end = max((buffer.offset + buffer.size for buffer in model.buffers), default=0)
+        if end > len(data):
+            raise ValueError(f"it has {len(data)} bytes of {end}")
+    except (ValueError, struct.error) as error:
+        raise ValueError(f"A whole .tflite file was expected. Received: {path}. Export it again. Reason: {error}.") from error
+    return model
+
+
+def operator_counts(path: str | Path) -> dict[str, Counter[str]]:
+    """How many operators of each kind every signature has; a custom operator (flex ones too) goes by its own name."""
+    model = open_flatbuffer(path)
+    names = [_operator_name(code) for code in model.operatorCodes]
+    return {
+        signature.signatureKey.decode(): Counter(
+            names[operator.opcodeIndex] for operator in model.subgraphs[signature.subgraphIndex].operators
+        )
+        for signature in model.signatureDefs
+    }
+
+
+def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
+    """What in a file breaks the edge contract, in words; nothing if it is whole.
+
+    Checked: the signatures are there, every shape is static, all operators are built in, and there is one embedding table.
+    """
+    counts = operator_counts(path)
+    model = open_flatbuffer(path)
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    table = [config.vocab_size, config.hidden_dim]
+    tables = {tensor.buffer for tensor in tensors if list(_shape(tensor)) == table}
+    custom = sorted({name for names in counts.values() for name in names if name.startswith("custom ")})
+    problems = [f"operator {name}" for name in custom]
+    if DECODE not in counts or not prefill_lengths_of(list(counts)):
+        problems.append(f"signatures {', '.join(counts) or 'none'}")
+    if any(size < 0 for tensor in tensors for size in _signature_shape(tensor)):
+        problems.append("dynamic shapes")
+    if len(tables) != 1:
+        problems.append(f"{len(tables)} embedding tables")
+    return problems
+
+
+def _operator_name(code: Any) -> str:
+    from ai_edge_litert import schema_py_generated as schema
+
+    if code.customCode:
+        return f"custom {code.customCode.decode()}"
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    return names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def _shape(tensor: Any) -> list[int]:
+    return [] if tensor.shape is None else [int(size) for size in tensor.shape]
+
+
+def _signature_shape(tensor: Any) -> list[int]:
+    dynamic = tensor.shapeSignature
+    return _shape(tensor) if dynamic is None else [int(size) for size in dynamic]

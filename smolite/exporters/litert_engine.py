@@ -1,0 +1,97 @@
+"""An engine on LiteRT's compiled model: runs a .tflite file on the CPU, with the caches updated in place."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smolite.exporters.cached_engine import CachedEngine
+from smolite.exporters.flatbuffer import open_flatbuffer
+from smolite.exporters.native_log import drop_native_log_at_exit, native_log_dropped
+from smolite.exporters.signatures import DECODE, prefill_lengths_of
+
+
+class TFLiteEngine(CachedEngine):
+    """Runs the `prefill_<T>` and `decode` signatures of a .tflite file, one sequence at a time.
+
+    Follows the `Engine` protocol. The buffers of the caches are made once and bound as input and output of every signature, so
+    a step copies nothing but its token, mask and logits.
+
+    Args:
+        path: the file.
+        num_threads: threads of the CPU to use. One is best for small models.
+
+    Raises:
+        ImportError: ai-edge-litert is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not whole, or not a model with these signatures.
+    """
+
+    def __init__(self, path: str | Path, *, num_threads: int = 1):
+        model = _compile(Path(path), num_threads)
+        signatures = model.get_signature_list()
+        if DECODE not in signatures:
+            raise ValueError(
+                f"A .tflite file with the signature `{DECODE}` was expected. Received: {path} with "
+                f"{', '.join(signatures) or 'no signatures'}. Make one with `smolite export`."
+            )
+        inputs = model.get_input_tensor_details(DECODE)
+        self._cache_shapes = {name: tensor["shape"] for name, tensor in inputs.items() if name.startswith("kv_cache")}
+        super().__init__(
+            prefill_lengths=prefill_lengths_of(list(signatures)),
+            context_length=inputs["mask"]["shape"][-1],
+            vocab_size=model.get_output_tensor_details(DECODE)["logits"]["shape"][-1],
+        )
+        with native_log_dropped():
+            self._native = {"model": model, **_bind(model, signatures, self._cache_shapes)}
+        self.close = weakref.finalize(self, _release, self._native)
+
+    def read_caches(self) -> dict[str, np.ndarray]:
+        buffers = self._native[DECODE][0]
+        shapes = self._cache_shapes.items()
+        return {name: buffers[name].read(int(np.prod(shape)), np.float32).reshape(shape) for name, shape in shapes}
+
+    def _run(self, name, tokens, positions, mask):
+        inputs, outputs = self._native[name]
+        inputs["tokens"].write(tokens)
+        inputs["input_pos"].write(positions)
+        inputs["mask"].write(mask)
+        self._native["model"].run_by_name(name, inputs, outputs)
+        num_rows = int("logits" in outputs)
+        logits = outputs["logits"].read(self.vocab_size, np.float32) if num_rows else np.empty(0, "float32")
+        return logits.reshape(num_rows, self.vocab_size)
+
+
+def _compile(path: Path, num_threads: int) -> Any:
+    try:
+        from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
+    except ImportError as error:
+        raise ImportError('A .tflite file runs on ai-edge-litert. Run: pip install "smolite[export]"') from error
+    if not path.is_file():
+        raise FileNotFoundError(f"A .tflite file was expected. Received: {path}. Make one with `smolite export`.")
+    open_flatbuffer(path)
+    cpu = CpuOptions(num_threads=num_threads)
+    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+    drop_native_log_at_exit()
+    with native_log_dropped():
+        return CompiledModel.from_file(str(path), options=options)
+
+
+def _bind(model: Any, signatures: dict[str, Any], cache_shapes: dict[str, Any]) -> dict[str, tuple[dict, dict]]:
+    """Input and output buffers of every signature, with one set of cache buffers for all."""
+    caches = {name: model.create_input_buffer_by_name(DECODE, name) for name in cache_shapes}
+    for name, buffer in caches.items():
+        buffer.write(np.zeros(cache_shapes[name], "float32"))
+    return {
+        key: (
+            {n: caches.get(n) or model.create_input_buffer_by_name(key, n) for n in signature["inputs"]},
+            {n: caches.get(n) or model.create_output_buffer_by_name(key, n) for n in signature["outputs"]},
+        )
+        for key, signature in signatures.items()
+    }
+
+
+def _release(native: dict[str, Any]) -> None:
+    with native_log_dropped():
+        native.clear()

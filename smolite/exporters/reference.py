@@ -1,0 +1,135 @@
+"""What the Keras model says, worked out by its plain forward without a cache, and how far an engine is from it.
+
+Keras writes greedy text after every prompt. The same text is fed to an engine, the prompt through prefill and the rest token by
+token, and the logits at every place are compared. Where the likeliest token is the same at every place, the engine would have
+written the same text.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from keras import ops
+
+from smolite.engines import Engine
+from smolite.exporters.cached_engine import CachedEngine
+from smolite.exporters.saved_model import SavedModelEngine
+from smolite.exporters.signatures import cache_name
+from smolite.layers import MASKED_SCORE
+from smolite.models import CausalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A prompt, the greedy text after it, and what Keras says.
+
+    Args:
+        prompt: token ids.
+        reply: the greedy ids after it.
+        logits: (len(reply), V), those that each id of the reply was picked from.
+        caches: name → keys (K, T, H) or values (K, H, T) of prompt and reply without its last id.
+    """
+
+    prompt: list[int]
+    reply: list[int]
+    logits: np.ndarray
+    caches: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far an engine is from the Keras model.
+
+    Args:
+        logits: largest absolute difference.
+        caches: the same for the returned caches; `None` for an engine that does not show them.
+        tokens: greedy tokens that are the same.
+        num_tokens: greedy tokens compared.
+    """
+
+    logits: float
+    caches: float | None
+    tokens: int
+    num_tokens: int
+
+
+def work_out_cases(model: CausalLM, engine: Engine, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[Case]:
+    """Lets the model continue prompts, and keeps what its plain forward says of the text.
+
+    Args:
+        model: the reference.
+        engine: an engine of the same model that writes the text.
+        prompts: token ids.
+        max_new_tokens: the most ids after each prompt; fewer where the cache of the engine ends.
+    """
+    texts = []
+    for prompt in prompts:
+        count = min(max_new_tokens, engine.context_length - len(prompt) + 1)
+        texts.append((list(prompt), _write_greedily(engine, prompt, count)))
+    length = max(len(prompt) + len(reply) for prompt, reply in texts) - 1
+    return [_work_out(model, prompt, reply, min(length, engine.context_length)) for prompt, reply in texts]
+
+
+def compare(engine: Engine, cases: Sequence[Case], *, tie: float) -> Difference:
+    """Feeds the text of every case to an engine.
+
+    Args:
+        engine: an engine of batch size 1.
+        cases: from `work_out_cases`.
+        tie: a greedy token counts as the same where Keras rates both tokens within this difference of logits.
+    """
+    logits, caches, same = [0.0], [], []
+    for case in cases:
+        answers = np.concatenate(list(_feed(engine, case)))
+        if isinstance(engine, SavedModelEngine):
+            plain = engine.forward(np.array([case.prompt + case.reply[:-1]]))
+            logits.append(_largest(plain[0, len(case.prompt) - 1 :] - case.logits))
+        picked = np.take_along_axis(case.logits, answers.argmax(-1)[:, None], -1)[:, 0]
+        same.append(case.logits.max(-1) - picked <= tie)
+        logits.append(_largest(answers - case.logits))
+        if isinstance(engine, CachedEngine):
+            caches.append(_cache_difference(engine, case))
+    hits = np.concatenate(same)
+    worst = max(caches) if caches else None
+    return Difference(logits=max(logits), caches=worst, tokens=int(hits.sum()), num_tokens=len(hits))
+
+
+def _write_greedily(engine: Engine, prompt: Sequence[int], count: int) -> list[int]:
+    reply = [int(engine.start([prompt]).argmax())]
+    while len(reply) < count:
+        reply.append(int(engine.step(reply[-1:]).argmax()))
+    return reply
+
+
+def _feed(engine: Engine, case: Case) -> Iterator[np.ndarray]:
+    yield engine.start([case.prompt])
+    for index in case.reply[:-1]:
+        yield engine.step([index])
+
+
+def _cache_difference(engine: CachedEngine, case: Case) -> float:
+    returned = engine.read_caches()
+    length = len(case.prompt) + len(case.reply) - 1
+    cut = {"k": np.s_[0, :, :length], "v": np.s_[0, :, :, :length]}
+    return max(_largest(returned[name][cut[name.split("_")[2]]] - cache) for name, cache in case.caches.items())
+
+
+def _largest(difference: np.ndarray) -> float:
+    """The largest absolute value; infinity when there is one that is not a number."""
+    return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
+
+
+def _work_out(model: CausalLM, prompt: list[int], reply: list[int], length: int) -> Case:
+    """Every case is padded on the right to one length, which changes nothing, so that backends compile once."""
+    text = prompt + reply[:-1]
+    tokens = np.zeros((1, length), "int32")
+    tokens[0, : len(text)] = text
+    logits = ops.convert_to_numpy(model({"tokens": tokens})[0, len(prompt) - 1 : len(text)])
+    mask = np.where(np.tri(length, dtype=bool), 0.0, MASKED_SCORE).astype("float32")[None, None]
+    hidden = model.embed(ops.convert_to_tensor(tokens))
+    _, cache = model.cached_body(hidden, model.empty_cache(1, length), slot=0, mask=ops.convert_to_tensor(mask))
+    caches = {}
+    for layer, (keys, values) in enumerate(cache):
+        caches[cache_name("k", layer)] = ops.convert_to_numpy(keys)[0, :, : len(text)]
+        caches[cache_name("v", layer)] = ops.convert_to_numpy(values)[0, :, :, : len(text)]
+    return Case(prompt=prompt, reply=reply, logits=logits, caches=caches)

@@ -1,0 +1,148 @@
+"""The edge contract: a causal language model as TensorFlow functions with named, static signatures.
+
+* `prefill_<T>` for a few lengths T, and `decode`, where T is 1. The batch is 1; S is the length of the cache.
+* Inputs: `tokens` int32 (1, T); `input_pos` int32 (T,); `mask` float32 (1, 1, T, S), added to the attention scores;
+  `kv_cache_k_<i>` float32 (1, K, S, H) and `kv_cache_v_<i>` float32 (1, K, H, S) for every layer i.
+* Outputs: the caches under the same names; `decode` also `logits` float32 (1, 1, V).
+* `forward`: `tokens` int32 (B, T) → `logits` float32 (B, T, V), without a cache. Only in a SavedModel.
+
+The new keys and values go to the slots `input_pos[0]`, `input_pos[0]` + 1, …; all T of them must lie inside the cache, because
+the runtime would move a write that crosses its end. This is what LiteRT-LM asks of a model. Shapes use the legend at the top of
+`layers.py`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from smolite.config import ModelConfig
+
+if TYPE_CHECKING:
+    from smolite.models import CausalLM
+
+DECODE = "decode"
+FORWARD = "forward"
+_PREFILL = "prefill_"
+
+
+def prefill_name(length: int) -> str:
+    """The signature that takes `length` tokens at once: 16 → `"prefill_16"`."""
+    return f"{_PREFILL}{length}"
+
+
+def prefill_lengths_of(names: Sequence[str]) -> tuple[int, ...]:
+    """The lengths among signature names, ascending: `["decode", "prefill_128", "prefill_16"]` → `(16, 128)`."""
+    return tuple(sorted(int(name.removeprefix(_PREFILL)) for name in names if name.startswith(_PREFILL)))
+
+
+def cache_name(kind: str, layer: int) -> str:
+    """The name of a layer's keys (`"k"`) or values (`"v"`): `("v", 3)` → `"kv_cache_v_3"`."""
+    return f"kv_cache_{kind}_{layer}"
+
+
+def cache_shapes(config: ModelConfig, cache_length: int) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every cache: keys (1, K, S, H), values (1, K, H, S)."""
+    heads, width = config.num_key_value_heads, config.head_dim
+    shapes = {"k": (1, heads, cache_length, width), "v": (1, heads, width, cache_length)}
+    return {cache_name(kind, i): shape for i in range(config.num_layers) for kind, shape in shapes.items()}
+
+
+def choose_lengths(
+    config: ModelConfig, *, prefill_lengths: Sequence[int] | None = None, cache_length: int | None = None
+) -> tuple[tuple[int, ...], int]:
+    """Prefill lengths and cache length to export, checked, with defaults for what is not given.
+
+    Every decode step reads the whole allocated cache, so the default is the context length but at most 1,024 slots. Every
+    prefill signature keeps its own copy of the weights in the runtime's memory, so there are two: 16 tokens for a short turn,
+    128 for a long one. With a context of 512: `((16, 128), 512)`; of 32: `((16,), 32)`; of 8: `((8,), 8)`.
+
+    Raises:
+        ValueError: a length that is not possible for this model.
+    """
+    slots = min(config.context_length, 1024) if cache_length is None else cache_length
+    if not 2 <= slots <= config.context_length:
+        raise ValueError(
+            f"`cache_length` must be from 2 to the context length of the model, {config.context_length}. "
+            f"Received: {slots}. Choose a smaller one; decoding is faster with a smaller cache."
+        )
+    default = tuple(length for length in (16, 128) if length <= slots) or (slots,)
+    lengths = tuple(sorted(set(default if prefill_lengths is None else prefill_lengths)))
+    if not lengths or not all(2 <= length <= slots for length in lengths):
+        raise ValueError(
+            f"`prefill_lengths` must be one or more numbers from 2 to the cache length, {slots}. "
+            f"Received: {lengths}. The default here is {default}."
+        )
+    return lengths, slots
+
+
+def edge_signatures(model: "CausalLM", *, prefill_lengths: Sequence[int], cache_length: int) -> dict[str, Any]:
+    """The concrete functions `prefill_<T>` and `decode` by name, for a model on the TensorFlow backend."""
+    lengths = {prefill_name(length): length for length in prefill_lengths} | {DECODE: 1}
+    return {
+        name: _cached_function(model, name).get_concrete_function(**_input_specs(model.config, length, cache_length))
+        for name, length in lengths.items()
+    }
+
+
+def forward_signature(model: "CausalLM") -> Any:
+    """The concrete function `forward`, for any batch and length."""
+    import tensorflow as tf
+
+    def forward(tokens):
+        return {"logits": model({"tokens": tokens}, training=False)}
+
+    return tf.function(forward, autograph=False).get_concrete_function(tokens=tf.TensorSpec((None, None), tf.int32, "tokens"))
+
+
+def _input_specs(config: ModelConfig, length: int, slots: int) -> dict[str, Any]:
+    import tensorflow as tf
+
+    specs = {
+        "tokens": tf.TensorSpec((1, length), tf.int32, "tokens"),
+        "input_pos": tf.TensorSpec((length,), tf.int32, "input_pos"),
+        "mask": tf.TensorSpec((1, 1, length, slots), tf.float32, "mask"),
+    }
+    caches = {name: tf.TensorSpec(shape, tf.float32, name) for name, shape in cache_shapes(config, slots).items()}
+    return specs | caches
+
+
+def _cached_function(model: "CausalLM", name: str) -> Any:
+    import tensorflow as tf
+
+    layers = range(model.config.num_layers)
+
+    def run(tokens, input_pos, mask, **caches):
+        cache = [(caches[cache_name("k", i)], caches[cache_name("v", i)]) for i in layers]
+        hidden = _look_up(model.token_embedding.embeddings.value, tokens)
+        positions = tf.expand_dims(input_pos, 0)
+        hidden, cache = model.cached_body(hidden, cache, slot=input_pos[0], mask=mask, positions=positions)
+        outputs = {cache_name(kind, i): cache[i]["kv".index(kind)] for i in layers for kind in "kv"}
+        return {**outputs, "logits": _head(model, hidden)} if name == DECODE else outputs
+
+    run.__name__ = name
+    return tf.function(run, autograph=False)
+
+
+def _look_up(table, tokens):
+    """(V, D) table and (1, T) ids → (1, T, D), as one EMBEDDING_LOOKUP; the quantizer may leave a GATHER in float."""
+    import tensorflow as tf
+
+    @tf.function(experimental_implements="embedding_matmul", autograph=False)
+    def embedding_matmul(table, ids):
+        return tf.gather(table, ids)
+
+    return tf.expand_dims(embedding_matmul(table, tf.reshape(tokens, [-1])), 0)
+
+
+def _head(model: "CausalLM", hidden):
+    """(1, T, D) → (1, T, V): `model.head` in another order.
+
+    The norm multiplies by its scale first. In the usual order the converter would fold the scale into the projection, and
+    write a second, scaled copy of the embedding table.
+    """
+    import tensorflow as tf
+
+    norm = model.final_norm
+    inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(hidden), axis=-1, keepdims=True) + norm.epsilon)
+    normed = (hidden * norm.scale.value) * inverse
+    table = model.token_embedding.embeddings.value
+    return tf.expand_dims(tf.matmul(tf.squeeze(normed, 0), table, transpose_b=True), 0)

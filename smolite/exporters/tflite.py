@@ -1,0 +1,39 @@
+"""The TFLite target: one float32 file with the signatures of a SavedModel that share their weights."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from smolite.exporters.quantization import quantize_tflite
+from smolite.exporters.saved_model import build_saved_model
+from smolite.exporters.signatures import DECODE, prefill_lengths_of, prefill_name
+from smolite.models import CausalLM
+
+
+def build_tflite(saved_model: str | Path, path: str | Path) -> None:
+    """Converts the edge signatures of a SavedModel to a .tflite file, with built-in operators only.
+
+    Args:
+        saved_model: folder written by `build_saved_model`.
+        path: the file to write.
+    """
+    import tensorflow as tf
+
+    names = tf.saved_model.load(str(saved_model)).signatures
+    keys = [*map(prefill_name, prefill_lengths_of(list(names))), DECODE]
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=keys)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    Path(path).write_bytes(converter.convert())
+
+
+def build(model: CausalLM, path: Path, *, quantize: str | None, prefill_lengths: Sequence[int], cache_length: int) -> None:
+    """Writes a .tflite file, quantized if `quantize` names a recipe, and says on standard output how far it is."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".steps-") as steps:
+        saved_model, float_path = Path(steps, "saved_model"), Path(steps, path.name) if quantize else path
+        print(f"{path.name}: tracing prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
+        build_saved_model(model, saved_model, prefill_lengths=prefill_lengths, cache_length=cache_length)
+        print(f"{path.name}: converting", flush=True)
+        build_tflite(saved_model, float_path)
+        if quantize:
+            print(f"{path.name}: quantizing to {quantize}", flush=True)
+            quantize_tflite(float_path, path, quantize)

@@ -1,0 +1,205 @@
+"""Proof that every artifact of a run says what its Keras model says, each opened in its real runtime."""
+
+import dataclasses
+import importlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import sentencepiece
+
+from smolite import checkpoint
+from smolite.dialogues import Conversation, Message, read_conversations
+from smolite.engines import Engine, KerasEngine
+from smolite.evaluation import trace
+from smolite.exporters.cached_engine import CachedEngine
+from smolite.exporters.client_files import TOKENIZER_FILE
+from smolite.exporters.flatbuffer import structure_problems
+from smolite.exporters.reference import Case, compare, work_out_cases
+from smolite.exporters.report import Report, Row
+from smolite.exporters.targets import TARGETS
+from smolite.tokenizer import Tokenizer
+
+# Largest difference of a logit or cache value in float32. Sums in another order differ by about 1e-6 of the largest value, so a
+# fault stands out by far. Two tokens that Keras rates within this limit count as the same.
+FLOAT_LIMIT = 1e-4
+# A quantized file may cost this share more bits per character, and must keep this share of the greedy tokens.
+BITS_LIMIT = 0.01
+AGREEMENT_LIMIT = 0.75
+
+SAMPLE = Path(__file__).parents[1] / "sample" / "heldout.jsonl"
+MOST_DIALOGUES = 20
+TEXTS = (
+    "안녕하세요",
+    "오늘 점심 뭐 먹을까? 김치찌개랑 돈가스 중에 고민이야.",
+    "ㅋㅋㅋ 진짜? ㅠㅠ 12시 30분에 만나자!",
+    "Hello, how are you? 😀 나는 학생이에요.",
+    "<start> 사용자가 친 <sep> 표시 <end>",
+    "첫 줄\n둘째 줄\t끝  ＡＢＣ",
+)
+KERAS_ROW = "Keras model"
+
+
+def verify(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    prompts: Sequence[str | Sequence[int]] | None = None,
+    dialogues: str | Path | None = None,
+    max_new_tokens: int = 32,
+) -> Report:
+    """Compares every artifact in the export folder of a run with its Keras model, and writes `verify.json` there.
+
+    Args:
+        run: the run directory.
+        out: the export folder. Default: `export` in the run directory.
+        prompts: what a user says, as texts, or as token ids that are fed as they are. Default: a few texts, Korean and not, and
+            ids of the lengths where prefill changes its chunks.
+        dialogues: held-out dialogues for the bits per character of quantized files; the first 20 that fit into the cache are
+            used. Default: the bundled ones.
+        max_new_tokens: greedy tokens to compare after each prompt.
+
+    Returns:
+        The report; `report.passed` says whether all is well.
+
+    Raises:
+        FileNotFoundError: the folder has nothing to verify.
+    """
+    folder = Path(run, "export") if out is None else Path(out)
+    rows, artifacts = _open_artifacts(folder)
+    loaded = checkpoint.load(run, dtype="float32")
+    slots = min((engine.context_length for engine in artifacts.values()), default=loaded.model.config.context_length)
+    engines: dict[str, Engine] = {KERAS_ROW: KerasEngine(loaded.model, context_length=slots), **artifacts}
+    rows[KERAS_ROW].num_bytes = _size(Path(run, checkpoint.WEIGHTS_FILE))
+
+    ids = [_prompt_ids(prompt, loaded)[-slots:] for prompt in prompts or _default_prompts(loaded, artifacts, slots)]
+    cases = work_out_cases(loaded.model, engines[KERAS_ROW], ids, max_new_tokens=max_new_tokens)
+    for name, engine in engines.items():
+        _check_numbers(rows[name], engine, cases)
+        if name.endswith(".tflite"):
+            rows[name].problems += structure_problems(folder / name, loaded.model.config)
+    if loaded.template and any(map(_is_quantized, engines)):
+        _check_quality(rows, engines, loaded, _held_out(dialogues, loaded, slots))
+    if (folder / TOKENIZER_FILE).exists():
+        rows[TOKENIZER_FILE] = _check_tokenizer(folder / TOKENIZER_FILE, loaded.tokenizer)
+    report = Report(rows=list(rows.values()), conditions=_conditions(ids, max_new_tokens))
+    report.save(folder)
+    return report
+
+
+def _open_artifacts(folder: Path) -> tuple[dict[str, Row], dict[str, CachedEngine]]:
+    """Rows and engines by name; a file that its runtime refuses has a row with a problem and no engine."""
+    rows = {KERAS_ROW: Row(artifact=KERAS_ROW, runtime=f"Keras, {keras.backend.backend()}")}
+    engines = {}
+    for target in TARGETS.values():
+        for name in filter(lambda name: (folder / name).exists(), target.file_names.values()):
+            rows[name] = Row(artifact=name, runtime=target.runtime, num_bytes=_size(folder / name))
+            module, engine = target.engine.split(":")
+            try:
+                engines[name] = getattr(importlib.import_module(module), engine)(folder / name)
+            except (ValueError, RuntimeError, OSError) as error:
+                rows[name].problems.append(f"{target.runtime} refuses it: {error}")
+    if len(rows) == 1:
+        raise FileNotFoundError(f"There is nothing to verify. Received: {folder}. Make something with `smolite export`.")
+    return rows, engines
+
+
+def _is_quantized(name: str) -> bool:
+    quantized = {file_name for target in TARGETS.values() for way, file_name in target.file_names.items() if way is not None}
+    return name in quantized
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _default_prompts(loaded: checkpoint.Run, artifacts: Mapping[str, CachedEngine], slots: int) -> list[str | list[int]]:
+    """The texts, and ids of lengths around every prefill length and near the end of the cache."""
+    chunks = {length for engine in artifacts.values() for length in engine.prefill_lengths}
+    lengths = {1, 2, *chunks, *(chunk + 1 for chunk in chunks), slots - 2}
+    random = np.random.default_rng(0)
+    ids = [random.integers(loaded.model.config.vocab_size, size=n).tolist() for n in sorted(lengths) if 1 <= n <= slots]
+    return [*TEXTS, *ids]
+
+
+def _prompt_ids(prompt: str | Sequence[int], loaded: checkpoint.Run) -> list[int]:
+    if not isinstance(prompt, str):
+        return list(prompt)
+    if loaded.template:
+        return loaded.template.prompt([Message("user", prompt)], loaded.tokenizer)
+    return loaded.tokenizer.encode(prompt)
+
+
+def _check_numbers(row: Row, engine: Engine, cases: Sequence[Case]) -> None:
+    """Logits, caches and greedy tokens. A quantized file has no limit for the first two."""
+    if engine.vocab_size != cases[0].logits.shape[-1]:
+        row.problems.append(f"it has {engine.vocab_size} tokens, the model {cases[0].logits.shape[-1]}")
+        return
+    found = compare(engine, cases, tie=FLOAT_LIMIT)
+    for field in dataclasses.fields(found):
+        setattr(row, field.name, getattr(found, field.name))
+    quantized = _is_quantized(row.artifact)
+    for name, value in (("logit", found.logits), ("cache value", found.caches or 0.0)):
+        if not quantized and value > FLOAT_LIMIT:
+            row.problems.append(f"a {name} differs by {value:.1e}; at most {FLOAT_LIMIT:.0e} is allowed")
+    least = AGREEMENT_LIMIT * found.num_tokens if quantized else found.num_tokens
+    if found.tokens < least:
+        row.problems.append(f"{found.tokens} of {found.num_tokens} greedy tokens are the same; at least {least:.0f} must be")
+
+
+def _held_out(dialogues: str | Path | None, loaded: checkpoint.Run, slots: int) -> list[Conversation]:
+    """The first dialogues that fit into the cache as a whole."""
+    assert loaded.template is not None
+    read = read_conversations(dialogues or SAMPLE).conversations
+    fitting = (each for each in read if len(loaded.template.render(each, loaded.tokenizer)[0]) <= slots)
+    return list(islice(fitting, MOST_DIALOGUES))
+
+
+def _check_quality(
+    rows: dict[str, Row],
+    engines: Mapping[str, Engine],
+    loaded: checkpoint.Run,
+    conversations: Sequence[Conversation],
+) -> None:
+    """Bits per character of the Keras model and of quantized files, unless the cache is too short for any dialogue."""
+    if not conversations:
+        return
+    reference = rows[KERAS_ROW].bits_per_character = _bits(engines[KERAS_ROW], conversations, loaded)
+    for name in filter(_is_quantized, engines):
+        bits = rows[name].bits_per_character = _bits(engines[name], conversations, loaded)
+        change = bits / reference - 1
+        if not change <= BITS_LIMIT:
+            rows[name].problems.append(f"{change:+.1%} bits per character; at most {BITS_LIMIT:+.0%} is allowed")
+
+
+def _bits(engine: Engine, conversations: Sequence[Conversation], loaded: checkpoint.Run) -> float:
+    found = trace(engine, conversations, tokenizer=loaded.tokenizer, template=loaded.template)
+    return found.evaluation.bits_per_character
+
+
+def _check_tokenizer(path: Path, tokenizer: Tokenizer) -> Row:
+    """Whether SentencePiece alone, as a client uses it, gives the ids that the model was trained on."""
+    row = Row(artifact=path.name, runtime="SentencePiece", num_bytes=_size(path))
+    raw = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    answers = [message.content for c in read_conversations(SAMPLE).conversations for message in c.messages]
+    texts = [*TEXTS, *answers]
+    wrong = [text for text in texts if raw.encode(text) != tokenizer.encode(text)]
+    if wrong:
+        row.problems.append(f"{len(wrong)} of {len(texts)} texts have other ids, for example {wrong[0]!r}")
+    return row
+
+
+def _conditions(ids: Sequence[Sequence[int]], max_new_tokens: int) -> dict[str, Any]:
+    packages = ("keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "sentencepiece", "numpy")
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    return {
+        "limits": {"float": FLOAT_LIMIT, "bits_per_character": BITS_LIMIT, "greedy_tokens": AGREEMENT_LIMIT},
+        "prompt_lengths": [len(prompt) for prompt in ids],
+        "max_new_tokens": max_new_tokens,
+        "versions": {package: installed[package] for package in packages if package in installed},
+    }

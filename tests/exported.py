@@ -1,0 +1,99 @@
+"""A small run and its exported files, converted once per test session in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from smolite import checkpoint
+from smolite.config import ModelConfig
+from smolite.exporters.client_files import write_client_files
+from smolite.models import CausalLM
+from smolite.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).parents[1]
+LAYERS, SLOTS, PREFILL = 3, 48, (4, 16)
+TEXTS = ["안녕하세요 반가워요", "오늘 점심 뭐 먹을까?", "나는 학생이에요", "abc xyz 0123456789 .,?!"]
+
+CONVERT = """
+import sys
+from pathlib import Path
+from ai_edge_quantizer import quantizer, recipe
+from smolite import checkpoint
+from smolite.exporters.quantization import quantize_tflite
+from smolite.exporters.saved_model import build_saved_model
+from smolite.exporters.tflite import build_tflite
+
+run, out = map(Path, sys.argv[1:])
+model = checkpoint.load_model(run)
+build_saved_model(model, out / "saved_model", prefill_lengths=(4, 16), cache_length=48)
+build_tflite(out / "saved_model", out / "model.tflite")
+quantize_tflite(out / "model.tflite", out / "model_int8.tflite")
+plain = quantizer.Quantizer(str(out / "model.tflite"), recipe.dynamic_wi8_afp32()).quantize()
+(out / "plain_int8.bin").write_bytes(plain.quantized_model)
+"""
+
+
+def small_config(vocab_size: int) -> ModelConfig:
+    """Awkward on purpose: heads of 12 are not hidden / heads, a third as many for keys, theta is not 10,000."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        num_layers=LAYERS,
+        num_query_heads=6,
+        num_key_value_heads=2,
+        hidden_dim=40,
+        intermediate_dim=56,
+        head_dim=12,
+        context_length=64,
+        rope_theta=5e4,
+    )
+
+
+def random_weights(model: CausalLM, seed: int) -> None:
+    """Gives every weight, norm scales too, random values that make a lively model."""
+    random = np.random.default_rng(seed)
+    for weight in model.weights:
+        is_scale = weight.path.endswith("scale")
+        weight.assign(random.uniform(0.5, 1.5, weight.shape) if is_scale else random.normal(0, 0.08, weight.shape))
+
+
+def save_small_run(folder: Path, *, seed: int = 0) -> Path:
+    """A run directory of a small model with random weights."""
+    tokenizer = train_tokenizer(TEXTS, folder / "tokenizer.model", vocab_size=330)
+    model = CausalLM(small_config(tokenizer.vocab_size))
+    random_weights(model, seed)
+    return checkpoint.save(folder / "run", model, tokenizer)
+
+
+def exported_run(factory) -> Path:
+    """The run directory; its `export` folder holds a SavedModel and both .tflite files, with prefill 4 and 16 and 48 slots.
+
+    Args:
+        factory: pytest's `tmp_path_factory`.
+    """
+    folder = factory.getbasetemp() / "exported"
+    if not folder.exists():
+        run = save_small_run(folder)
+        (run / "export").mkdir()
+        run_apart(CONVERT, run, run / "export", KERAS_BACKEND="tensorflow")
+        loaded = checkpoint.load(run)
+        write_client_files(run / "export", tokenizer=loaded.tokenizer, template=loaded.template)
+    return folder / "run"
+
+
+def run_apart(code: str, *arguments, **environment) -> str:
+    """What a fresh interpreter prints that runs `code`; its errors fail the test."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": path} | environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def keras_logits(model: CausalLM, ids: list[int]) -> np.ndarray:
+    """(T, V) logits of the plain forward without a cache."""
+    return keras.ops.convert_to_numpy(model({"tokens": np.array([ids])}))[0]
