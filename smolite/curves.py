@@ -28,7 +28,8 @@ def draw_curves(curves: Mapping[str, Points], *, title: str, x_label: str, y_lab
         colour = COLOURS[number % len(COLOURS)]
         places = [_place(point, x_range, y_range) for point in curve]
         body.append(_line(places, colour))
-        body.append('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"/>'.format(*places[-1], colour))
+        across, down = places[-1]
+        body.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3" fill="{colour}"/>')
         last = f"{name} {curve[-1][1]:.3f}"
         body.append(_text(WIDTH - RIGHT + 12, TOP + 16 + 20 * number, last, colour=colour))
     frame = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
