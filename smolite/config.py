@@ -22,6 +22,8 @@ _FIXED_HF_VALUES: dict[str, Any] = {
     "rope_scaling": None,
     "tie_word_embeddings": True,
 }
+# What LlamaConfig takes where a `config.json` leaves a key out.
+_HF_DEFAULTS = {"norm_epsilon": 1e-6, "context_length": 2048, "rope_theta": 10_000.0}
 _HF_NAMES = {
     "vocab_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -175,7 +177,7 @@ class ModelConfig:
             raise ValueError(f"This model needs what smolite does not implement: {'; '.join(refused)}.")
         fields = {ours: hf[key] for ours, key in _HF_NAMES.items() if hf.get(key) is not None}
         fields.setdefault("num_key_value_heads", fields.get("num_query_heads"))
-        return cls.from_dict({**fields, **hf.get("smolite", {})})
+        return cls.from_dict({**_HF_DEFAULTS, **fields, **hf.get("smolite", {})})
 
 
 def _flatten_rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
