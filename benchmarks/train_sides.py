@@ -1,0 +1,160 @@
+"""The worker of train.py: `fit` of one side, which stops between two steps until it is its turn again."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from peers import keras_hub_model, keras_hub_preprocessor, transformers_model
+from turns import Link
+
+from smolite.chat import Fitted, fit_context, read_conversations
+from smolite.config import ModelConfig
+from smolite.data import ChatDataset
+from smolite.evaluation import compile_with_xla
+from smolite.models import CausalLM
+from smolite.options import TrainingOptions
+from smolite.packing import pack
+from smolite.tokenizer import Tokenizer
+from smolite.training import compile_for_training
+
+WARM_UP = 2  # steps before the first turn: the first one compiles
+
+
+class Turns(keras.callbacks.Callback):
+    """Counts the steps of `fit` into turns. A turn ends when its last loss is known, so nothing is left to be computed.
+
+    Args:
+        link: to train.py.
+        learnt: for every step of `fit`, how many tokens count as learnt.
+        steps: steps in a turn.
+        facts: what to send when the warm-up is over.
+    """
+
+    def __init__(self, link: Link, learnt: Sequence[int], *, steps: int, facts: dict[str, Any]):
+        super().__init__()
+        self.link, self.learnt, self.steps, self.facts = link, learnt, steps, facts
+        self.started = 0.0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        done = batch + 1 - WARM_UP
+        if done < 0 or done % self.steps:
+            return
+        loss = float(logs["loss"])
+        if done == 0:
+            self.link.send(**self.facts)
+        else:
+            seconds = time.perf_counter() - self.started
+            self.link.send(seconds=seconds, learnt=sum(self.learnt[batch + 1 - self.steps : batch + 1]), loss=loss)
+        self.link.wait()
+        self.started = time.perf_counter()
+
+
+def main(job: dict[str, Any], link: Link) -> None:
+    """Trains the side that the job names, on plain text or on dialogues."""
+    config = ModelConfig.from_dict(job["config"])
+    job["total"] = WARM_UP + job["steps"] * job["turns"]
+    options = TrainingOptions(batch_size=job["batch_size"], row_length=job["row_length"], dropout=0.0)
+    keras.utils.set_random_seed(0)
+    sides = {"smolite": fit_smolite, "keras-hub": fit_keras_hub, "transformers": fit_transformers}
+    sides[job["side"]](job, link, config, options)
+    link.wait()
+
+
+def fit_smolite(job: dict[str, Any], link: Link, config: ModelConfig, options: TrainingOptions) -> None:
+    """Our model as `pretrain` and `finetune` train it: packed rows, logits only where something is learnt."""
+    link.mark_imported()
+    examples = fitted_dialogues(job).examples if job["case"] == "dialogues" else random_examples(job, config)
+    rows = pack(examples, options.row_length)
+    dataset = ChatDataset(rows, options.batch_size, steps_per_epoch=job["total"])
+    learnt = [int(np.count_nonzero(dataset.batch(step)[2])) for step in range(job["total"])]
+    model = CausalLM(config)
+    compile_for_training(model, options, total_steps=1_000)
+    turns = Turns(link, learnt, steps=job["steps"], facts={"fill": rows.fill})
+    model.fit(dataset, shuffle=False, verbose=0, callbacks=[turns])
+
+
+def fit_keras_hub(job: dict[str, Any], link: Link, config: ModelConfig, options: TrainingOptions) -> None:
+    """keras-hub's Llama: its own loss, metric and preprocessor, our optimizer."""
+    import keras_hub  # noqa: F401 - its memory counts as imported
+
+    link.mark_imported()
+    if job["case"] == "dialogues":
+        texts, learnt, fill = dialogue_texts(job, options)
+        model = keras_hub_model(config, preprocessor=keras_hub_preprocessor(read_proto(job), length=options.row_length))
+        data = {"x": texts}
+    else:
+        ids = np.array([ids for ids, _ in random_examples(job, config)], "int32")
+        model, fill = keras_hub_model(config), 1.0
+        tokens = ids[:, :-1]
+        data = {"x": {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}, "y": ids[:, 1:]}
+        learnt = [options.batch_size * options.row_length] * job["total"]
+    optimizer = keras.optimizers.AdamW(
+        options.learning_rate,
+        weight_decay=options.weight_decay,
+        beta_2=options.beta_2,
+        global_clipnorm=options.clip_norm,
+    )
+    model.compile(optimizer, jit_compile=compile_with_xla() if job["peer_jit"] == "same" else "auto")
+    turns = Turns(link, learnt, steps=job["steps"], facts={"fill": fill})
+    model.fit(**data, batch_size=options.batch_size, verbose=0, shuffle=False, callbacks=[turns])
+
+
+def fit_transformers(job: dict[str, Any], link: Link, config: ModelConfig, options: TrainingOptions) -> None:
+    """transformers' Llama in a plain loop on torch, not compiled, with torch's AdamW."""
+    import torch
+    import transformers  # noqa: F401 - its memory counts as imported
+
+    link.mark_imported()
+    rows = torch.tensor([ids[:-1] for ids, _ in random_examples(job, config)])
+    model = transformers_model(config).train()
+    betas = (0.9, options.beta_2)
+    optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, betas=betas, weight_decay=options.weight_decay)
+    learnt = [options.batch_size * options.row_length] * job["total"]
+    turns = Turns(link, learnt, steps=job["steps"], facts={"fill": 1.0})
+    for step, batch in enumerate(rows.split(options.batch_size)):
+        optimizer.zero_grad()
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+        optimizer.step()
+        turns.on_train_batch_end(step, {"loss": loss.detach()})
+
+
+def random_examples(job: dict[str, Any], config: ModelConfig) -> list[tuple[list[int], list[int]]]:
+    """Full rows of random ids: what a step costs does not depend on what the text says."""
+    shape = job["total"] * job["batch_size"], job["row_length"] + 1
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
+    return [(row, [1] * len(row)) for row in ids.tolist()]
+
+
+def read_proto(job: dict[str, Any]) -> bytes:
+    """The tokenizer of both sides."""
+    return Tokenizer(job["tokenizer"]).model_proto
+
+
+def fitted_dialogues(job: dict[str, Any]) -> Fitted:
+    """The dialogues of both sides: those of the file, cut to a row where they are longer."""
+    conversations = read_conversations(job["dialogues"]).conversations
+    return fit_context(conversations, Tokenizer(job["tokenizer"]), context_length=job["row_length"])
+
+
+def dialogue_texts(job: dict[str, Any], options: TrainingOptions) -> tuple[list[str], list[int], float]:
+    """One text per dialogue, its turns on lines of their own; response tokens per step; the share of places filled.
+
+    keras-hub trains on all of the text. What counts as learnt is what counts on our side: the answers and their ends.
+    """
+    fitted = fitted_dialogues(job)
+    order = np.random.default_rng(0).permutation(len(fitted.examples))
+    chosen = np.resize(order, (job["total"], options.batch_size))
+    texts = ["\n".join(message.content for message in fitted.conversations[i].messages) for i in chosen.flat]
+    learnt = [sum(sum(fitted.examples[i][1]) for i in step) for step in chosen]
+    fill = np.mean([len(fitted.examples[i][0]) - 1 for i in chosen.flat]) / options.row_length
+    return texts, learnt, float(fill)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), Link())

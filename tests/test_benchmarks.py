@@ -1,0 +1,105 @@
+"""The benchmarks: their figures on paper, what they refuse, and both scripts at a toy size."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BACKEND = os.environ["KERAS_BACKEND"]
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def run(script, *options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+
+
+def tables(text):
+    """Tables of Markdown as lists of rows of cells, without the rule."""
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    rows = [
+        [line.strip("|").split("|") for line in block if not line.startswith("| ---")] for block in blocks if "|" in block[0]
+    ]
+    return [[[cell.strip() for cell in row] for row in table] for table in rows]
+
+
+def test_figures_of_a_table(modules):
+    table = modules("table")
+    assert table.middle([2.0, 9.0, 4.0]) == "4.00"
+    assert table.spread([2.0, 1234.5, 57.31]) == "2.00–1,234" and table.number(57.31) == "57.3"
+    assert table.ratio([6.0, 8.0], [2.0, 4.0]) == "2.33 (2.00–3.00)"
+    assert table.markdown(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert "Python" in table.conditions() and table.cpu_count() >= 1
+
+
+def test_a_peer_that_is_missing(modules):
+    with pytest.raises(SystemExit, match=r"needs no-such-peer.*pip install no-such-peer, or leave them out"):
+        modules("peers").check_installed(["no-such-peer"], {"no-such-peer": "no_such_peer"})
+
+
+def test_a_worker_that_stops_is_quoted(modules):
+    with pytest.raises(RuntimeError, match=r"(?s)A worker stopped: .*train_sides.py.*KeyError: 'config'"):
+        modules("turns").Worker("train_sides.py", {}, backend=BACKEND)
+
+
+@pytest.mark.slow
+def test_keras_hub_splits_text_as_our_tokenizer_does(modules, tmp_path):
+    from smolite.tokenizer import train_tokenizer
+
+    text = "안녕하세요, 오늘 날씨가 참 좋네요ㅋㅋ\n네 그래요!"
+    ours = train_tokenizer([text] * 3, tmp_path / "t.model", vocab_size=300)
+    preprocessor = modules("peers").keras_hub_preprocessor(ours.model_proto, length=64)
+    fields, targets, weights = preprocessor([text])
+    ids = [ours.start_id, *ours.encode(text), ours.end_id]
+    assert [int(index) for index in fields["token_ids"][0][: len(ids)]] == ids
+    assert [int(index) for index in targets[0][: len(ids) - 1]] == ids[1:] and int(sum(weights[0])) == len(ids) - 1
+
+
+@pytest.mark.parametrize("script", ["train.py", "decode.py"])
+def test_a_number_that_must_be_positive(script):
+    done = run(script, "--repeats", "0")
+    assert done.returncode == 2 and "expected a whole number from 1 on, received '0'" in done.stderr
+
+
+def test_a_prompt_that_does_not_fit():
+    done = run("decode.py", "--prompt", "200", "--tokens", "100")
+    assert done.returncode == 2 and "prompt and new tokens must fit into the cache of 256" in done.stderr
+
+
+@pytest.mark.slow
+def test_train_prints_a_table_for_each_case(tmp_path):
+    data, out = ROOT / "smolite" / "sample" / "heldout.jsonl", tmp_path / "table.md"
+    options = ("--size", "toy", "--repeats", "1", "--steps", "1", "--dialogues", str(data), "--out", str(out))
+    done = run("train.py", *options, "--backend", BACKEND)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == out.read_text("utf-8")
+    text, dialogues = tables(done.stdout)
+    transformers = ["transformers"] if BACKEND == "torch" else []
+    assert [row[0] for row in text] == ["side", "smolite", "keras-hub", *transformers]
+    assert text[0][1] == "tokens/s" and dialogues[0][1] == "response tokens/s"
+    assert [row[5] for row in text[1:]] == ["512"] * len(text[1:])
+    assert [row[0] for row in dialogues] == ["side", "smolite", "keras-hub"]
+    assert all(len(row) == 9 and float(row[1].replace(",", "")) > 0 for row in [*text[1:], *dialogues[1:]])
+
+
+@pytest.mark.slow
+def test_decode_prints_a_row_for_each_engine():
+    lengths = ("--prompt", "8", "--tokens", "4", "--cache", "16")
+    done = run("decode.py", "--size", "toy", "--repeats", "1", *lengths, "--backend", BACKEND)
+    assert done.returncode == 0, done.stderr
+    (table,) = tables(done.stdout)
+    files = [["smolite .tflite", f"{kind}, {n}"] for kind in ("float32", "int8") for n in ("1 thread", "2 threads")]
+    peers = [["keras-hub", BACKEND], ["transformers", "torch"]]
+    assert [row[:2] for row in table] == [["engine", "on"], ["smolite", BACKEND], *peers, *files]
+    assert all(float(row[2].replace(",", "")) > 0 for row in table[1:])
+    assert table[2][4] and not table[1][4]
