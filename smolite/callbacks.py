@@ -1,4 +1,4 @@
-"""Callbacks of a training run: checks, speed, bits per character, samples, log and curve, and the state to resume from."""
+"""Callbacks of a training run: what is checked, seeded, measured, shown and logged, and the state to resume from."""
 
 import csv
 import io
@@ -23,15 +23,31 @@ class FiniteLoss(keras.callbacks.Callback):
     """Ends a run whose loss is no longer a number, before anything is kept of that epoch. Must be the first callback.
 
     Raises:
-        FloatingPointError: the loss is infinite or not a number.
+        FloatingPointError: the loss, in training or validation, is infinite or not a number.
     """
 
     def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"The loss must be a number. Received: {logs['loss']} in epoch {epoch + 1}. Train again with a smaller "
-                "`learning_rate`, a longer warm-up or a smaller `clip_norm`."
-            )
+        for name in ("loss", "val_loss"):
+            if not math.isfinite(logs.get(name, 0)):
+                raise FloatingPointError(
+                    f"The loss must be a number. Received: `{name}` {logs[name]} in epoch {epoch + 1}. Train again with a "
+                    "smaller `learning_rate`, a longer warm-up or a smaller `clip_norm`."
+                )
+
+
+class EpochSeed(keras.callbacks.Callback):
+    """Seeds the global random generators by the number of each epoch: on torch, Keras draws dropout from one of them.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        keras.utils.set_random_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
 
 
 class Speed(keras.callbacks.Callback):

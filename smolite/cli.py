@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb runs, so `--help` answers at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
@@ -28,6 +29,7 @@ OPTION_HELP = {
     "label_smoothing": "share of the target spread over the vocabulary",
     "dropout": "share of activations dropped; default: the model's own",
     "patience": "epochs without a better validation before stopping; 0: never",
+    "keep": "weights to save: best (by validation) or last",
     "seed": "of weights, dropout and the order of rows",
     "dtype": "float32, or a mixed policy such as mixed_bfloat16",
 }
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 where a verification fails or an error was printed, or 130 after an interrupt.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Keras imports TensorFlow where it is installed
     chosen = vars(_parser().parse_args(arguments))
     verb = chosen.pop("verb")
     try:

@@ -34,7 +34,7 @@ def run_demo(out: str | Path, *, epochs: int = 24) -> Path:
     out = Path(out)
     shutil.rmtree(out.with_name(f"{out.name}.training"), ignore_errors=True)
     print("1. Train a model on the bundled dialogues", flush=True)
-    options = TrainingOptions(epochs=epochs, batch_size=16, learning_rate=3e-3, dropout=0.1)
+    options = TrainingOptions(epochs=epochs, batch_size=8, learning_rate=3e-3, dropout=0.1, keep="last")
     finetune("sample", out, validation="sample-heldout", options=options, overwrite=True)
 
     print("\n2. Export it: SavedModel, TFLite float32, TFLite int8", flush=True)

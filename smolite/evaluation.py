@@ -62,12 +62,12 @@ class Evaluation:
 def token_nll(targets, logits):
     """(B, L) targets and (B, L, V) logits → negative log-likelihoods (B, L) in nats.
 
-    The rows are flattened first: torch's cross-entropy wants the classes in dimension 1 and is slow on a moved axis.
+    TensorFlow has one kernel for it; on JAX and torch Keras' cross-entropy writes several arrays of the logits' size.
     """
-    nll = ops.sparse_categorical_crossentropy(
-        ops.reshape(targets, (-1,)), ops.reshape(logits, (-1, logits.shape[-1])), from_logits=True
-    )
-    return ops.reshape(nll, ops.shape(targets))
+    if keras.backend.backend() == "tensorflow":
+        return ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+    picked = ops.take_along_axis(logits, ops.cast(targets, "int32")[..., None], axis=-1)
+    return ops.logsumexp(logits, axis=-1) - picked[..., 0]
 
 
 @keras.saving.register_keras_serializable("smolite")

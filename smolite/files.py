@@ -69,6 +69,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in temporary.iterdir():
+            file.chmod(0o666 & ~_umask())
             _flush(file)
         _take_place(temporary, path)
     except BaseException:

@@ -26,6 +26,7 @@ class TrainingOptions:
         label_smoothing: share of the target spread over the vocabulary. Perplexity is reported without it.
         dropout: share of activations dropped; the model's own where None.
         patience: epochs without a better validation after which training stops; 0 for never. Needs validation data.
+        keep: which weights to save: `"best"` by validation, or `"last"`.
         seed: of weights, dropout and the order of rows.
         dtype: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
 
@@ -46,6 +47,7 @@ class TrainingOptions:
     label_smoothing: float = 0.0
     dropout: float | None = None
     patience: int = 0
+    keep: str = "best"
     seed: int = 0
     dtype: str = "float32"
 
@@ -59,6 +61,7 @@ class TrainingOptions:
         for name in ("warmup_share", "final_share", "beta_2", "label_smoothing", "dropout"):
             share = getattr(self, name)
             self._check((name == "dropout" and share is None) or 0 <= share < 1, name, "a share from 0 to below 1")
+        self._check(self.keep in ("best", "last"), "keep", "best or last")
         self._check(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
 
     def _check(self, good: bool, name: str, expected: str) -> None:

@@ -258,8 +258,9 @@ def _train(run: Run, split: Split, workplace: Workplace, *, options: TrainingOpt
         callbacks=[*_reports(split, dataset, options, sample), journal, state],
         verbose=_verbosity(),
     )
-    state.put_best(run.model)
-    recipe = {**run.recipe, "log": journal.rows, "best_epoch": state.best_epoch}
+    if options.keep == "best":
+        state.put_best(run.model)
+    recipe = {**run.recipe, "log": journal.rows, "best_epoch": state.best_epoch if options.keep == "best" else 0}
     save(workplace.out, run.model, run.tokenizer, template=run.template, recipe=recipe, overwrite=True)
     workplace.finish()
     return dataclasses.replace(run, recipe=recipe)
@@ -282,7 +283,7 @@ def _reports(
     share = len(dataset) / dataset.batches_per_pass
     tokens = split.rows.fill * split.rows.tokens.size
     speed = callbacks.Speed(tokens * share, split.rows.num_trained * share)
-    reports: list[keras.callbacks.Callback] = [callbacks.FiniteLoss(), speed]
+    reports: list[keras.callbacks.Callback] = [callbacks.FiniteLoss(), callbacks.EpochSeed(options.seed), speed]
     if split.validation is not None:
         reports.append(callbacks.BitsPerCharacter(split.validation.num_trained, split.validation_characters))
     return [*reports, callbacks.Samples(sample, every=max(options.epochs // 5, 1))]

@@ -45,7 +45,8 @@ class Perplexity(keras.metrics.Mean):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """(B, L) targets, (B, L, V) logits and (B, L) weights."""
-        return super().update_state(token_nll(y_true, ops.stop_gradient(y_pred)), sample_weight=sample_weight)
+        logits = ops.stop_gradient(ops.convert_to_tensor(y_pred))
+        return super().update_state(token_nll(y_true, logits), sample_weight=sample_weight)
 
     def result(self):
         """The perplexity so far."""

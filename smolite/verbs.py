@@ -84,7 +84,7 @@ def _with_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _report(run: checkpoint.Run, out: str) -> None:
     rows = run.recipe["log"]
-    best = rows[run.recipe["best_epoch"] - 1] if run.recipe["best_epoch"] else rows[-1]
+    best = rows[run.recipe["best_epoch"] - 1]  # 0 where the last was kept
     figures = ", ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "epoch")
     print(f"\n{out}: epoch {best['epoch']} kept ({figures})\nTalk with it: smolite chat {out}")
 

@@ -8,10 +8,12 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch's idle threads would spin
 
-# Files that compute nothing with Keras in this process; `make test` runs them on one backend only.
+# Files that compute nothing with Keras in this process, or whose long runs are worth having once; `make test` runs them on
+# one backend only.
 ONE_BACKEND = frozenset(
-    "test_chat test_config test_dialogues test_house test_normalization test_packing test_sentencepiece_model "
-    "test_sources test_tokenizer".split()
+    "test_benchmarks test_chat test_config test_curves test_dialogues test_files test_house test_normalization "
+    "test_notebook test_options test_packing test_readme test_sentencepiece_model test_sources "
+    "test_tokenizer".split()
 )
 
 

@@ -1,0 +1,116 @@
+"""Referees: the numpy forward pass of `reference.py`, dialogue by dialogue, and sums written out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from reference import forward, random_model, random_weights
+from tiny import TINY, conversations, tokenizer
+
+from smolite.chat import ChatTemplate, Conversation, Message, fit_context
+from smolite.config import ModelConfig
+from smolite.data import ChatDataset
+from smolite.engines import KerasEngine
+from smolite.evaluation import Evaluation, count_characters, evaluate, evaluate_examples, trace
+from smolite.options import TrainingOptions
+from smolite.packing import pack, unpacked_rows
+from smolite.training import compile_for_training
+
+CONFIG = ModelConfig.from_dict({**TINY.to_dict(), "num_query_heads": 6, "num_key_value_heads": 2, "head_dim": 10})
+DIALOGUES = conversations()[:12]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def by_numpy():
+    """Nats, hits and targets of all trained tokens, in order, each dialogue alone in a row; and characters by hand."""
+    nats, predicted, targets, characters = [], [], [], 0
+    fitted = fit_context(DIALOGUES, tokenizer(), context_length=CONFIG.context_length)
+    for ids, mask in fitted.examples:
+        logits = forward(CONFIG, random_weights(CONFIG), ids[:-1])
+        for place in range(1, len(ids)):
+            if mask[place]:
+                row = logits[place - 1]
+                nats.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[ids[place]])
+                predicted.append(int(row.argmax()))
+                targets.append(ids[place])
+    for dialogue in fitted.conversations:
+        characters += sum(len(m.content) + 1 for m in dialogue.messages if m.role == "assistant")
+    return np.array(nats), np.array(predicted), np.array(targets), characters
+
+
+def test_the_figures_by_hand():
+    """6 nats on 3 tokens for "네" and "밥": 2 + 2 characters, 6 / ln 2 / 4 bits each."""
+    result = Evaluation(nll=6.0, num_correct=1, num_tokens=3, num_characters=4)
+    assert result.bits_per_character == pytest.approx(2.16404, abs=1e-5)
+    assert result.perplexity == pytest.approx(7.38906, abs=1e-5)
+    assert result.accuracy == pytest.approx(1 / 3)
+    line = "2.1640 bits per character, perplexity 7.39, accuracy 33.3% (3 tokens, 4 characters)"
+    assert result.summary() == line
+
+
+def test_characters_are_those_of_answers_and_one_for_each_end():
+    turns = [("system", "길게 말해요"), ("user", "안녕?"), ("assistant", "네"), ("user", "뭐 해요"), ("assistant", "밥 먹어")]
+    dialogue = Conversation(tuple(Message(role, text) for role, text in turns))
+    assert count_characters(fit_context([dialogue], tokenizer(), context_length=64)) == (1 + 1) + (4 + 1)
+
+
+def test_evaluate_is_what_numpy_computes(model, by_numpy):
+    nats, predicted, targets, characters = by_numpy
+    result = evaluate(model, DIALOGUES, tokenizer=tokenizer(), batch_size=5)
+    assert (result.num_tokens, result.num_characters) == (len(nats), characters)
+    assert result.num_correct == (predicted == targets).sum()
+    assert result.nll == pytest.approx(nats.sum(), rel=1e-5)
+    assert result.bits_per_character == pytest.approx(nats.sum() / math.log(2) / characters, rel=1e-5)
+
+
+def test_an_engine_token_by_token_says_the_same(model, by_numpy):
+    nats, predicted, targets, characters = by_numpy
+    result = trace(KerasEngine(model), DIALOGUES[:4], tokenizer=tokenizer())
+    count = len(result.nll)
+    np.testing.assert_allclose(result.nll, nats[:count], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(result.predicted, predicted[:count])
+    np.testing.assert_array_equal(result.targets, targets[:count])
+    assert result.evaluation.num_correct == (predicted == targets)[:count].sum()
+    few = evaluate(model, DIALOGUES[:4], tokenizer=tokenizer())
+    assert result.evaluation.bits_per_character == pytest.approx(few.bits_per_character, rel=1e-5)
+
+
+def test_evaluation_does_not_change_the_model(model):
+    before = [weight.copy() for weight in model.get_weights()]
+    evaluate(model, DIALOGUES[:2], tokenizer=tokenizer())
+    for left, right in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_packing_changes_no_loss(model, by_numpy):
+    """The same total in packed rows, in rows of one dialogue each, and in numpy; through the compiled training metrics."""
+    examples = fit_context(DIALOGUES, tokenizer(), context_length=CONFIG.context_length).examples
+    compile_for_training(model, TrainingOptions(label_smoothing=0.2), total_steps=1)
+    totals = []
+    for rows in (pack(examples, 64), unpacked_rows(examples, 64)):
+        logs = model.evaluate(ChatDataset(rows, 4), verbose=0, return_dict=True)
+        totals.append(math.log(logs["perplexity"]) * rows.num_trained)
+        assert logs["accuracy"] == pytest.approx((by_numpy[1] == by_numpy[2]).mean(), abs=1e-6)
+    assert len(pack(examples, 64)) < len(examples)
+    assert totals == pytest.approx([by_numpy[0].sum()] * 2, rel=1e-5)
+    exact = [evaluate_examples(model, examples[:place] or examples, 1).nll for place in (0, 6)]
+    assert exact[0] == pytest.approx(totals[0], rel=1e-5) and exact[1] < exact[0]
+
+
+def test_another_template_is_heeded(model):
+    """What a suffix adds to the answers is trained, so it is scored too."""
+    template = ChatTemplate(assistant_suffix="<end><end>")
+    longer = evaluate(model, DIALOGUES[:3], tokenizer=tokenizer(), template=template)
+    plain = evaluate(model, DIALOGUES[:3], tokenizer=tokenizer())
+    assert longer.num_tokens > plain.num_tokens and longer.num_characters == plain.num_characters
+
+
+def test_dialogues_that_do_not_fit_at_all(model):
+    long = Conversation((Message("user", "점심 " * 100), Message("assistant", "네")))
+    with pytest.raises(ValueError, match="At least one conversation must fit into `context_length`. Received: 1 conversations"):
+        evaluate(model, [long], tokenizer=tokenizer())
