@@ -93,13 +93,26 @@ def test_the_unbroken_training_is_worth_the_name(unbroken):
     assert 0 < unbroken[1]["best_epoch"] == epochs - 2 < epochs < OPTIONS["epochs"], "it must end by patience"
 
 
-def test_the_weights_of_the_best_epoch_are_the_ones_saved(unbroken):
-    folder, recipe = unbroken
+def held_out_bits(folder):
+    """Bits per character of the saved weights on the validation's dialogues, and those in the log."""
     fitted = fit_context(conversations()[40:44], tokenizer(), context_length=48)
-    result = evaluate_examples(load(folder / "run").model, fitted.examples, count_characters(fitted))
-    logged = [row["val_bits_per_character"] for row in recipe["log"]]
-    assert result.bits_per_character == pytest.approx(min(logged), rel=1e-4)
-    assert logged.index(min(logged)) == recipe["best_epoch"] - 1
+    run = load(folder / "run")
+    result = evaluate_examples(run.model, fitted.examples, count_characters(fitted))
+    return result.bits_per_character, [row["val_bits_per_character"] for row in run.recipe["log"]]
+
+
+def test_the_weights_of_the_best_epoch_are_the_ones_saved(unbroken):
+    bits, logged = held_out_bits(unbroken[0])
+    assert bits == pytest.approx(min(logged), rel=1e-4) and min(logged) < logged[-1]
+    assert logged.index(min(logged)) == unbroken[1]["best_epoch"] - 1
+
+
+@pytest.mark.slow
+def test_the_last_weights_are_saved_when_asked_for(tmp_path, unbroken):
+    assert train(tmp_path, keep="last").recipe["best_epoch"] == 0
+    bits, logged = held_out_bits(tmp_path)
+    assert bits == pytest.approx(logged[-1], rel=1e-4) and min(logged) < logged[-1]
+    assert logged == [row["val_bits_per_character"] for row in unbroken[1]["log"]]
 
 
 def test_a_killed_training_left_nothing_but_its_state(killed, unbroken):
