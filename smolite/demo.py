@@ -15,7 +15,7 @@ from smolite.tokenizer import Tokenizer
 QUESTIONS = ("안녕하세요!", "오늘 너무 피곤해요.", "저녁으로 뭐 먹을까?")
 
 
-def run_demo(out: str | Path, *, epochs: int = 24) -> Path:
+def run_demo(out: str | Path, *, epochs: int = 20) -> Path:
     """Trains on the bundled dialogues, exports, verifies, and answers three questions from the int8 TFLite file alone.
 
     Args:
@@ -34,7 +34,7 @@ def run_demo(out: str | Path, *, epochs: int = 24) -> Path:
     out = Path(out)
     shutil.rmtree(out.with_name(f"{out.name}.training"), ignore_errors=True)
     print("1. Train a model on the bundled dialogues", flush=True)
-    options = TrainingOptions(epochs=epochs, batch_size=8, learning_rate=3e-3, dropout=0.1, keep="last")
+    options = TrainingOptions(epochs=epochs, batch_size=4, learning_rate=2e-3, keep="last")
     finetune("sample", out, validation="sample-heldout", options=options, overwrite=True)
 
     print("\n2. Export it: SavedModel, TFLite float32, TFLite int8", flush=True)
