@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from smolite.chat import ChatTemplate, Conversation, Fitted, fit_context
+from smolite.cross_entropy import token_nll
 from smolite.data import ChatDataset
 from smolite.engines import Engine
 from smolite.models import INPUT_NAMES, CausalLM
@@ -57,17 +58,6 @@ class Evaluation:
             f"{self.bits_per_character:.4f} bits per character, perplexity {self.perplexity:.2f}, accuracy "
             f"{self.accuracy:.1%} ({self.num_tokens:,} tokens, {self.num_characters:,} characters)"
         )
-
-
-def token_nll(targets, logits):
-    """(B, L) targets and (B, L, V) logits → negative log-likelihoods (B, L) in nats.
-
-    TensorFlow has one kernel for it; on JAX and torch Keras' cross-entropy writes several arrays of the logits' size.
-    """
-    if keras.backend.backend() == "tensorflow":
-        return ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-    picked = ops.take_along_axis(logits, ops.cast(targets, "int32")[..., None], axis=-1)
-    return ops.logsumexp(logits, axis=-1) - picked[..., 0]
 
 
 @keras.saving.register_keras_serializable("smolite")

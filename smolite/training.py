@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from smolite.evaluation import compile_with_xla, token_nll
+from smolite.cross_entropy import logit_of, token_nll
+from smolite.evaluation import compile_with_xla
 from smolite.models import CausalLM
 from smolite.options import TrainingOptions
 
@@ -29,8 +30,8 @@ class NextTokenLoss(keras.losses.Loss):
         nll = token_nll(y_true, y_pred)
         if not self.label_smoothing:
             return nll
-        even = ops.logsumexp(y_pred, axis=-1) - ops.mean(y_pred, axis=-1)
-        return (1 - self.label_smoothing) * nll + self.label_smoothing * even
+        advantage = logit_of(y_true, y_pred) - ops.mean(y_pred, axis=-1)
+        return nll + self.label_smoothing * advantage
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
