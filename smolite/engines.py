@@ -1,17 +1,16 @@
 """Engines: token ids in, logits out, with a key/value cache in between; here the one that runs a Keras model.
 
-Shapes use the legend at the top of `layers.py`. One seam per backend compiles the step; nothing else here
-knows the backend.
+Shapes use the legend at the top of `layers.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 from keras import ops
 
-from smolite.layers import MASKED_SCORE
+from smolite.decoding import COMPILERS, MOST_AHEAD
 from smolite.models import CausalLM
 
 _SHORTEST_PREFILL = 16
@@ -24,6 +23,8 @@ class Engine(Protocol):
         batch_size: B, the rows that run side by side.
         context_length: S, the cache slots; prompt and generated tokens of a row fit in them together.
         vocab_size: V.
+
+    An engine may have `greedy` as well, see `KerasEngine.greedy`; `generate` then lets it pick many ids in one call.
     """
 
     batch_size: int
@@ -71,7 +72,7 @@ class KerasEngine:
         )
         self.vocab_size = model.config.vocab_size
         self._model = model
-        self._forward = _SEAMS.get(keras.backend.backend(), _plain)(model)
+        self._forward, self._greedy = COMPILERS[keras.backend.backend()](model)
         self._used = self.context_length
         self._cache: Any = None
         self._starts: Any = None
@@ -100,6 +101,52 @@ class KerasEngine:
         Raises:
             ValueError: not B ids, an id outside the vocabulary, or no slot is free.
         """
+        self._check_step(ids)
+        self._used += 1
+        return self._run(np.array(ids, "int32")[:, None], slot=self._used - 1, last=0)
+
+    def greedy(self, ids: Sequence[int], count: int, *, stop_ids: Sequence[int] = ()) -> np.ndarray:
+        """Steps and takes the likeliest id, up to `count` times, in one call on the device (torch: one by one).
+
+        Example: where the model says 9 after 5, and 3 after 9, `greedy([5], 2)` gives `[[9], [3]]`, and 3 is
+        not read yet.
+
+        Args:
+            ids: as for `step`.
+            count: the most ids to pick.
+            stop_ids: a row that has picked one of them repeats it; when all rows have, this ends.
+
+        Returns:
+            int32 (picks, B). There are fewer than `count` at the end of the cache, too, and never more than 32.
+
+        Raises:
+            ValueError: as for `step`.
+            FloatingPointError: the logits are not numbers.
+        """
+        self._check_step(ids)
+        count = min(count, MOST_AHEAD, self.context_length - self._used)
+        if self._greedy is None:
+            picks = self._greedy_by_steps(np.array(ids, "int32"), count, stop_ids)
+        else:
+            place = ops.convert_to_tensor(np.array([self._used, count], "int32"))
+            state = ops.convert_to_tensor(np.array(ids, "int32")), self._cache, self._starts, place
+            stops = ops.convert_to_tensor(np.array([*stop_ids] or [-1], "int32"))
+            picks, done, are_numbers, self._cache = self._greedy(*state, stops)
+            picks = ops.convert_to_numpy(picks)[: int(done)]
+            check_numbers(bool(are_numbers))
+        self._used += len(picks)
+        return picks
+
+    def _greedy_by_steps(self, ids: np.ndarray, count: int, stop_ids: Sequence[int]) -> np.ndarray:
+        picks: list[np.ndarray] = []
+        while len(picks) < count and not np.isin(ids, stop_ids).all():
+            logits = self._run(ids[:, None], slot=self._used + len(picks), last=0)
+            check_numbers(not np.isnan(logits).any())
+            ids = np.where(np.isin(ids, stop_ids), ids, logits.argmax(axis=-1)).astype("int32")
+            picks.append(ids)
+        return np.array(picks, "int32").reshape(-1, self.batch_size)
+
+    def _check_step(self, ids: Sequence[int]) -> None:
         if self._used >= self.context_length:
             raise ValueError(
                 f"`step` needs a free cache slot. Received: all {self.context_length} in use, or `start` "
@@ -108,8 +155,6 @@ class KerasEngine:
         check_prompts([[index] for index in ids], self)
         if len(ids) != self.batch_size:
             raise ValueError(f"`step` takes {self.batch_size} ids, one per row. Received: {len(ids)}.")
-        self._used += 1
-        return self._run(np.array(ids, "int32")[:, None], slot=self._used - 1, last=0)
 
     def _run(self, tokens: np.ndarray, *, slot: int, last: int) -> np.ndarray:
         place = ops.convert_to_tensor(np.array([slot, last], "int32"))
@@ -139,6 +184,43 @@ def check_prompts(prompts: Sequence[Sequence[int]], engine: Engine) -> None:
             )
 
 
+def check_one_prompt(prompts: Sequence[Sequence[int]], engine: Engine) -> None:
+    """Refuses what an engine of one row cannot read. `[[5, 9]]` is read; `[[5], [9]]` is not.
+
+    Raises:
+        ValueError: not exactly one prompt, or one that `check_prompts` refuses.
+    """
+    check_prompts(prompts, engine)
+    if len(prompts) != 1:
+        raise ValueError(f"This engine takes one prompt at a time. Received: {len(prompts)}. Give them one by one.")
+
+
+def check_free_slot(used: int, engine: Engine) -> None:
+    """Refuses a step when the cache is full.
+
+    Raises:
+        ValueError: `used` slots are all that the engine has.
+    """
+    if used >= engine.context_length:
+        raise ValueError(
+            f"The cache must have a free slot. Received: a step after {used} tokens in {engine.context_length} slots. Call "
+            "`start` with a shorter text, as `generate` does, or take an engine or a file with a longer cache."
+        )
+
+
+def check_numbers(good: bool) -> None:
+    """Refuses logits that are not numbers.
+
+    Raises:
+        FloatingPointError: `good` is False.
+    """
+    if not good:
+        raise FloatingPointError(
+            "Logits must be numbers. Received: NaN, so the weights are broken. Train with a smaller learning "
+            "rate or with clipping, or load another run."
+        )
+
+
 def _checked_size(value: int, *, name: str, most: int | None = None) -> int:
     if not isinstance(value, int) or value < 1 or (most is not None and value > most):
         expected = "a positive whole number" if most is None else f"from 1 to {most}, the model's context length"
@@ -161,75 +243,3 @@ def _right_aligned(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.nda
     for row, prompt in enumerate(prompts):
         tokens[row, longest - len(prompt) : longest] = prompt
     return tokens, np.array([longest - len(prompt) for prompt in prompts], "int32")
-
-
-def _forward(model: CausalLM, tokens, cache, starts, place):
-    """The logits (B, V) at one column of the new tokens (B, T), and the new cache.
-
-    `starts` (B,) is the first slot of each row, `place` the first slot to write and the column wanted.
-    """
-    slot, length = place[0], tokens.shape[1]
-    written = slot + ops.arange(length, dtype="int32")
-    slots = ops.arange(cache[0][0].shape[2], dtype="int32")
-    visible = ops.logical_and(slots <= written[:, None], slots >= starts[:, None, None])  # (B, T, S)
-    mask = ops.where(visible, 0.0, MASKED_SCORE)[:, None]
-    positions = ops.maximum(written - starts[:, None], 0)
-    hidden, cache = model.cached_body(model.embed(tokens), cache, slot=slot, mask=mask, positions=positions)
-    if length > 1:
-        hidden = ops.take(hidden, place[1:], axis=1)
-    return model.head(hidden)[:, 0], cache
-
-
-def _plain(model: CausalLM) -> Callable:
-    return lambda *inputs: _forward(model, *inputs)
-
-
-def _compiled_by_tensorflow(model: CausalLM) -> Callable:
-    """Graphs that read the variables; XLA for decoding only, which it makes twice as fast."""
-    import tensorflow as tf
-
-    prefill = tf.function(_plain(model))
-    decode = tf.function(_plain(model), jit_compile=True)
-    return lambda tokens, *rest: (prefill if tokens.shape[1] > 1 else decode)(tokens, *rest)
-
-
-def _compiled_by_jax(model: CausalLM) -> Callable:
-    """One program per length of tokens; weights are arguments, the old cache's memory becomes the new one."""
-    import jax
-
-    stateless, weights = _stateless(model)
-    compiled = jax.jit(stateless, donate_argnums=2)
-    return lambda *inputs: compiled(weights(), *inputs)
-
-
-def _compiled_by_torch(model: CausalLM) -> Callable:
-    """The decode step recorded once as a graph of torch operations, free of Keras' work per layer call."""
-    import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    stateless, weights = _stateless(model)
-    recorded: list[Callable] = []
-
-    @torch.no_grad()
-    def run(tokens, *rest):
-        if tokens.shape[1] > 1:
-            return _forward(model, tokens, *rest)
-        if not recorded:
-            recorded.append(make_fx(stateless)(weights(), tokens, *rest))
-        return recorded[0](weights(), tokens, *rest)
-
-    return run
-
-
-def _stateless(model: CausalLM) -> tuple[Callable, Callable]:
-    """`_forward` as a function of the weights too, and a function that returns today's weights."""
-    variables = model.variables
-
-    def stateless(weights, *inputs):
-        with keras.StatelessScope(list(zip(variables, weights, strict=True))):
-            return _forward(model, *inputs)
-
-    return stateless, lambda: [variable.value for variable in variables]
-
-
-_SEAMS = {"tensorflow": _compiled_by_tensorflow, "jax": _compiled_by_jax, "torch": _compiled_by_torch}

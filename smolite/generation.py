@@ -7,10 +7,11 @@ order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p. -
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from smolite.engines import Engine, check_prompts
+from smolite.engines import Engine, check_numbers, check_prompts
 
 
 def _is_count(value: object) -> bool:
@@ -182,8 +183,11 @@ def generate(
     replies: list[list[int]] = []
     for first in range(0, len(prompts), engine.batch_size):
         group = prompts[first : first + engine.batch_size]
-        picks = islice(_picks(engine, group, sampling=sampling, seed=sampling.seed + first), max_new_tokens)
-        replies += _until_stopped(picks, len(group), stop_ids=stop_ids)
+        if hasattr(engine, "greedy") and (sampling.temperature, sampling.repetition_penalty) == (0, 1):
+            picks = _greedy_picks(engine, group, most=max_new_tokens, stop_ids=stop_ids)
+        else:
+            picks = _picks(engine, group, sampling=sampling, seed=sampling.seed + first)
+        replies += _until_stopped(islice(picks, max_new_tokens), len(group), stop_ids=stop_ids)
     return replies
 
 
@@ -226,9 +230,8 @@ def _until_stopped(picks: Iterator[list[int]], count: int, *, stop_ids: Collecti
 
 
 def _picks(engine: Engine, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seed: int) -> Iterator[list[int]]:
-    """The ids picked at each step, one per row of the engine; rows to spare repeat the last prompt."""
-    rows = [list(prompt) for prompt in prompts]
-    rows += [rows[-1].copy() for _ in range(engine.batch_size - len(rows))]
+    """The ids picked at each step, one per row of the engine."""
+    rows = _filled(prompts, engine.batch_size)
     generated: list[list[int]] = [[] for _ in rows]
     streams = [np.random.default_rng(seed + row) for row in range(len(rows))]
     logits, used = engine.start(rows), max(map(len, rows))
@@ -245,6 +248,30 @@ def _picks(engine: Engine, prompts: Sequence[Sequence[int]], *, sampling: Sampli
             logits, used = engine.start(rows), max(map(len, rows))
 
 
+def _greedy_picks(
+    engine: Any, prompts: Sequence[Sequence[int]], *, most: int, stop_ids: Collection[int]
+) -> Iterator[list[int]]:
+    """What `_picks` gives at temperature 0, by engines that pick many ids in one call; finished rows may differ."""
+    rows, used = _filled(prompts, engine.batch_size), engine.context_length
+    while True:
+        if used == engine.context_length:  # at first, and when the cache is full
+            rows = [slide(row, engine.context_length) for row in rows]
+            picks = np.array([_pick(engine.start(rows), [], sampling=GREEDY, streams=())])
+            used = max(map(len, rows))
+        else:
+            picks = engine.greedy(picks[-1].tolist(), most, stop_ids=tuple(stop_ids))
+            used += len(picks)
+        yield from picks.tolist()
+        most -= len(picks)
+        for row, new in zip(rows, picks.T.tolist(), strict=True):
+            row += new
+
+
+def _filled(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Rows that can be written to; those to spare repeat the last prompt. `[[5]]` for 2 → `[[5], [5]]`."""
+    return [list(prompts[min(row, len(prompts) - 1)]) for row in range(count)]
+
+
 def _pick(
     logits: np.ndarray,
     generated: Sequence[Sequence[int]],
@@ -252,11 +279,7 @@ def _pick(
     sampling: Sampling,
     streams: Sequence[np.random.Generator],
 ) -> list[int]:
-    if np.isnan(logits).any():
-        raise FloatingPointError(
-            "Logits must be numbers. Received: NaN, so the weights are broken. Train with a smaller learning "
-            "rate or with clipping, or load another run."
-        )
+    check_numbers(not np.isnan(logits).any())
     logits = next_logits(logits, generated, sampling=sampling)
     if sampling.temperature == 0:
         return greedy(logits).tolist()

@@ -163,3 +163,51 @@ def test_check_prompts_names_the_prompt(engine):
     check_prompts([[5], [6, 7]], engine)
     with pytest.raises(ValueError, match="Received: 97 in prompt 1"):
         check_prompts([[5], [97]], engine)
+
+
+def by_reference(prompt, count):
+    """Greedy ids after the prompt, by the numpy reference, which has no cache."""
+    row = list(prompt)
+    for _ in range(count):
+        row.append(int(reference.forward(CONFIG, WEIGHTS, row)[-1].argmax()))
+    return row[len(prompt) :]
+
+
+def test_greedy_picks_what_the_reference_picks(engine):
+    first, *following = by_reference([5, 6, 7], 11)
+    engine.start([[5, 6, 7]])
+    assert engine.greedy([first], 4)[:, 0].tolist() == following[:4]
+    assert engine.greedy(following[3:4], 6)[:, 0].tolist() == following[4:]
+
+
+def test_steps_go_on_where_greedy_ended(engine):
+    expected = by_reference([5, 6, 7], 6)
+    engine.start([[5, 6, 7]])
+    *_, last = engine.greedy(expected[:1], 3)
+    assert engine.step(last)[0].argmax() == expected[4]
+
+
+def test_greedy_ends_with_the_cache(engine):
+    engine.start([ids(SLOTS - 2)])
+    assert engine.greedy([5], 9).shape == (2, 1)
+    with pytest.raises(ValueError, match="needs a free cache slot"):
+        engine.greedy([5], 9)
+
+
+def test_a_row_that_picked_a_stop_id_repeats_it_until_all_have(model, engine):
+    batch = KerasEngine(model, batch_size=2, context_length=SLOTS)
+    replies = [by_reference(prompt, 12) for prompt in ([5, 6, 7], [9])]
+    stops = [replies[0][3], replies[1][8]]
+    ends = [min(reply.index(stop) for stop in stops if stop in reply) for reply in replies]
+    batch.start([[5, 6, 7], [9]])
+    picks = batch.greedy([reply[0] for reply in replies], 11, stop_ids=stops)
+    assert len(picks) == max(ends)
+    for row, reply, end in zip(picks.T.tolist(), replies, ends, strict=True):
+        assert row == reply[1 : end + 1] + [reply[end]] * (max(ends) - end)
+
+
+def test_greedy_says_that_weights_are_broken(model, engine):
+    engine.start([[5]])
+    assign_weights(model, {name: value * np.nan for name, value in WEIGHTS.items()})
+    with pytest.raises(FloatingPointError, match="Logits must be numbers"):
+        engine.greedy([5], 3)

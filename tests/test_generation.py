@@ -230,10 +230,11 @@ def test_bad_requests_are_refused_before_any_work(engine, prompts, settings, mes
             stream(engine, prompts[0], **settings)
 
 
-def test_broken_weights_are_named(model, engine):
+@pytest.mark.parametrize("count", [1, 9])
+def test_broken_weights_are_named(model, engine, count):
     assign_weights(model, {name: value * np.nan for name, value in WEIGHTS.items()})
     try:
         with pytest.raises(FloatingPointError, match="Logits must be numbers. Received: NaN, so the weights are broken"):
-            generate(engine, [[5]])
+            generate(engine, [[5]], max_new_tokens=count)
     finally:
         assign_weights(model, WEIGHTS)

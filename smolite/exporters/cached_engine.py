@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smolite.engines import check_prompts
+from smolite.engines import check_free_slot, check_one_prompt
 from smolite.exporters.signatures import DECODE, prefill_name
 from smolite.layers import MASKED_SCORE
 
@@ -61,9 +61,7 @@ class CachedEngine(ABC):
         Raises:
             ValueError: not exactly one prompt, one that is empty or longer than the cache, or an id outside the vocabulary.
         """
-        check_prompts(prompts, self)
-        if len(prompts) != 1:
-            raise ValueError(f"This engine takes one prompt at a time. Received: {len(prompts)}. Give them one by one.")
+        check_one_prompt(prompts, self)
         *first, last = prompts[0]
         self.length = 0
         for length, used in plan_prefill(len(first), self.prefill_lengths, self.context_length):
@@ -82,11 +80,7 @@ class CachedEngine(ABC):
         Raises:
             ValueError: the cache is full.
         """
-        if self.length == self.context_length:
-            raise ValueError(
-                f"The cache must have a free slot. Received: a step after {self.length} tokens in {self.context_length} "
-                "slots. Call `start` with a shorter text, as `generate` does, or export a longer `cache_length`."
-            )
+        check_free_slot(self.length, self)
         return self._read(ids, 1)
 
     @abstractmethod
