@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from smolite.engines import KerasEngine
     from smolite.evaluation import evaluate
     from smolite.exporters import export
+    from smolite.exporters.keras_hub import from_keras_hub, to_keras_hub
     from smolite.exporters.litert_engine import TFLiteEngine
+    from smolite.exporters.llama_cpp_engine import LlamaCppEngine
     from smolite.exporters.verification import verify
     from smolite.generation import Sampling, generate, stream
     from smolite.layers import LightweightAttn, RotaryEmbedding, SwiGLU
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from smolite.packing import pack
     from smolite.recipes import finetune, pretrain
     from smolite.tokenizer import Tokenizer, train_tokenizer
+    from smolite.tokenizer_json import JsonTokenizer
 
 __version__ = "0.1.0"
 
@@ -32,8 +35,10 @@ __all__ = [
     "ChatDataset",
     "ChatTemplate",
     "Conversation",
+    "JsonTokenizer",
     "KerasEngine",
     "LightweightAttn",
+    "LlamaCppEngine",
     "Message",
     "ModelConfig",
     "RotaryEmbedding",
@@ -45,6 +50,7 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "from_keras_hub",
     "generate",
     "load",
     "pack",
@@ -52,6 +58,7 @@ __all__ = [
     "read_conversations",
     "save",
     "stream",
+    "to_keras_hub",
     "train_tokenizer",
     "verify",
 ]
@@ -66,7 +73,9 @@ _MODULES = {
     "engines": ("KerasEngine",),
     "evaluation": ("evaluate",),
     "exporters": ("export",),
+    "exporters.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "exporters.litert_engine": ("TFLiteEngine",),
+    "exporters.llama_cpp_engine": ("LlamaCppEngine",),
     "exporters.verification": ("verify",),
     "generation": ("Sampling", "generate", "stream"),
     "layers": ("LightweightAttn", "RotaryEmbedding", "SwiGLU"),
@@ -74,6 +83,7 @@ _MODULES = {
     "packing": ("pack",),
     "recipes": ("finetune", "pretrain"),
     "tokenizer": ("Tokenizer", "train_tokenizer"),
+    "tokenizer_json": ("JsonTokenizer",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 _EXTRAS = {"tensorflow": "tf", "jax": "jax", "torch": "torch"}

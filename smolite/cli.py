@@ -28,6 +28,7 @@ OPTION_HELP = {
     "clip_norm": "the gradient's norm is cut to this; 0: never",
     "label_smoothing": "share of the target spread over the vocabulary",
     "dropout": "share of activations dropped; default: the model's own",
+    "token_noise": "share of the tokens read that are replaced by random ones; against learning a small set by heart",
     "patience": "epochs without a better validation before stopping; 0: never",
     "keep": "weights to save: best (by validation) or last",
     "seed": "of weights, dropout and the order of rows",
@@ -110,8 +111,9 @@ def _add_training_verbs(verbs) -> None:
     finetune = _verb(verbs, "finetune", "train a model on dialogues; only the answers are learnt")
     finetune.add_argument("--start", help="run directory to start from; default: a new model")
     known = "a file of dialogues, `sample`, or the name of a data set"
-    for parser, form in ((pretrain, "a file of text, or `owner/name:file` on the hub"), (finetune, known)):
-        parser.add_argument("--dataset", required=True, help=form)
+    text = "files of text or dialogues, or `owner/name:file` on the hub"
+    for parser, form, number in ((pretrain, text, "+"), (finetune, known, None)):
+        parser.add_argument("--dataset", required=True, nargs=number, help=form)
         parser.add_argument("--validation", help="held-out data of the same form")
         parser.add_argument("--out", required=True, help="run directory to make")
         parser.add_argument("--preset", choices=list(PRESETS), default="smolite-small", help="shape of a new model")
@@ -151,8 +153,9 @@ def _add_talking_verbs(verbs) -> None:
 def _add_file_verbs(verbs) -> None:
     export = _verb(verbs, "export", "write a run as a file for another runtime, and verify it")
     export.add_argument("run", help="run directory")
-    export.add_argument("--format", choices=["tflite", "saved_model"], default="tflite", help="kind of file")
-    export.add_argument("--quantize", choices=["int8"], help="default: float32")
+    export.add_argument("--format", choices=["tflite", "saved_model", "gguf"], default="tflite", help="kind of file")
+    ways = "tflite: int8; gguf: f16, q8_0, q4_0; default: float32"
+    export.add_argument("--quantize", choices=["int8", "f16", "q8_0", "q4_0"], help=ways)
     export.add_argument("--out", help="folder to write to; default: export in the run directory")
     export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
     export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")

@@ -1,6 +1,7 @@
 """Batches for `fit`: a seekable dataset over packed rows."""
 
 import math
+from collections.abc import Collection
 
 import keras
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from smolite.packing import PackedRows, next_token_fields, pack, text_rows, unpacked_rows
 
 __all__ = ["ChatDataset", "PackedRows", "next_token_fields", "pack", "text_rows", "unpacked_rows"]
+
+_NOISE_STREAM = 1  # keeps the random numbers of the noise apart from those of the order
 
 
 class ChatDataset(keras.utils.PyDataset):
@@ -21,7 +24,7 @@ class ChatDataset(keras.utils.PyDataset):
     `segments` (batch, length) and `loss_at` (batch, targets), int32. `loss_at` has the places that are
     trained, `y` (batch, targets) int32 their targets and `sample_weight` (batch, targets) float32 their
     weights; unused ones are 0 with weight 0. `targets` is the most that any row trains, rounded up to a
-    multiple of 8, at most the length.
+    multiple of 8, at most the length; where it is the length, every place has its target and `loss_at` is left out.
 
     `fit` moves `step` on by an epoch after each epoch that it has read whole. Pass `shuffle=False` to `fit`:
     its default would shuffle the batches of an epoch once more, by Python's global random state.
@@ -32,6 +35,9 @@ class ChatDataset(keras.utils.PyDataset):
         seed: of the order, 0 or more.
         shuffle: whether each pass has an order of its own; otherwise the rows come as they are.
         steps_per_epoch: batches in an epoch, by default those of one pass. Give it here, not to `fit`.
+        token_noise: share of the tokens read, not of the targets, that are replaced by others, as frequent as these are in
+            `rows`; others in each pass. What smoothing is to an n-gram model (Xie et al. 2017, unigram noising).
+        spared_ids: ids, such as the markers', that noise neither replaces nor draws.
 
     Raises:
         ValueError: an argument out of range, or rows in which nothing is trained.
@@ -45,10 +51,14 @@ class ChatDataset(keras.utils.PyDataset):
         seed: int = 0,
         shuffle: bool = True,
         steps_per_epoch: int | None = None,
+        token_noise: float = 0.0,
+        spared_ids: Collection[int] = (),
     ):
         super().__init__()
         _check_at_least(1, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
         _check_at_least(0, seed=seed)
+        if not 0 <= token_noise < 1:
+            raise ValueError(f"`token_noise` must be a share from 0 to below 1. Received: {token_noise}. Choose a smaller one.")
         if not rows.num_trained:
             raise ValueError("`rows` must hold a trained token. Received: none. Make them with `pack`.")
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
@@ -56,6 +66,9 @@ class ChatDataset(keras.utils.PyDataset):
         self.steps_per_epoch = steps_per_epoch or self.batches_per_pass
         most = int(np.count_nonzero(rows.weights, axis=1).max())
         self.num_targets = min(math.ceil(most / 8) * 8, rows.length)
+        self.token_noise = token_noise
+        self._noisy = (rows.segments != 0) & ~np.isin(rows.tokens, list(spared_ids)) if token_noise else None
+        self._pool = rows.tokens[self._noisy] if token_noise else rows.tokens[:0]
         self.step = 0
         self._drawn = 0
         self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
@@ -75,12 +88,16 @@ class ChatDataset(keras.utils.PyDataset):
         number, place = divmod(step, self.batches_per_pass)
         chosen = self._row_order(number)[place * self.batch_size : (place + 1) * self.batch_size]
         tokens, targets, weights, positions, segments = (self._take(array, chosen) for array in _arrays(self.rows))
+        if self._noisy is not None:
+            tokens = self._with_noise(tokens, self._take(self._noisy, chosen), step)
+        x = {"tokens": tokens, "positions": positions, "segments": segments}
+        if self.num_targets == self.rows.length:
+            return x, np.where(weights != 0, targets, 0), weights
         loss_at = np.argsort(weights == 0, axis=1, kind="stable")[:, : self.num_targets].astype("int32")
         sample_weight = np.take_along_axis(weights, loss_at, axis=1)
         y = np.where(sample_weight != 0, np.take_along_axis(targets, loss_at, axis=1), 0).astype("int32")
         loss_at = np.where(sample_weight != 0, loss_at, 0).astype("int32")
-        x = {"tokens": tokens, "positions": positions, "segments": segments, "loss_at": loss_at}
-        return x, y, sample_weight
+        return {**x, "loss_at": loss_at}, y, sample_weight
 
     def seek(self, step: int) -> None:
         """Make the batch of this global step item 0."""
@@ -105,6 +122,12 @@ class ChatDataset(keras.utils.PyDataset):
             order = np.random.default_rng((self.seed, number)).permutation(len(self.rows))
             self._order = number, order
         return order
+
+    def _with_noise(self, tokens: np.ndarray, noisy: np.ndarray, step: int) -> np.ndarray:
+        """Tokens, of which some that may be noisy are drawn anew, by the seed and the step alone."""
+        generator = np.random.default_rng((self.seed, _NOISE_STREAM, step))
+        hit = noisy & (generator.random(tokens.shape) < self.token_noise)
+        return np.where(hit, generator.choice(self._pool, tokens.shape), tokens)
 
     def _take(self, array: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         filled = np.zeros((self.batch_size, self.rows.length), array.dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smolite.sources import checked_text, read_objects
+from smolite.sources import checked_text, read_objects, read_texts
 
 ROLES = ("system", "user", "assistant")
 ROLE_NAMES = {
@@ -184,3 +184,23 @@ def _split_system(messages: Sequence[Message], *, counts: Counter) -> tuple[list
         return [], list(messages)
     counts["empty_system"] += not messages[0].content
     return [turn for turn in messages[:1] if turn.content], list(messages[1:])
+
+
+def read_documents(path: str | Path) -> list[str]:
+    """Read plain text: the documents of a text file, or what everybody says in a file of dialogues.
+
+    Args:
+        path: a file for `read_texts` or for `read_conversations`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds neither; both reasons are given.
+    """
+    try:
+        return read_texts(path)
+    except ValueError as no_text:
+        try:
+            conversations = read_conversations(path).conversations
+        except ValueError as no_dialogues:
+            raise ValueError(f"{path} must hold text or dialogues.\nAs text: {no_text}\nAs dialogues: {no_dialogues}") from None
+    return [message.content for conversation in conversations for message in conversation.messages]

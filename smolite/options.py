@@ -25,6 +25,7 @@ class TrainingOptions:
         clip_norm: the gradient's norm is cut to this; 0 for never.
         label_smoothing: share of the target spread over the vocabulary. Perplexity is reported without it.
         dropout: share of activations dropped; the model's own where None.
+        token_noise: share of the tokens read that are replaced by random ones; a small set is learnt by heart more slowly.
         patience: epochs without a better validation after which training stops; 0 for never. Needs validation data.
         keep: which weights to save: `"best"` by validation, or `"last"`.
         seed: of weights, dropout and the order of rows.
@@ -46,6 +47,7 @@ class TrainingOptions:
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     dropout: float | None = None
+    token_noise: float = 0.0
     patience: int = 0
     keep: str = "best"
     seed: int = 0
@@ -58,7 +60,7 @@ class TrainingOptions:
         self._check(0 < self.learning_rate < math.inf, "learning_rate", "a number above 0, such as 1e-3")
         for name in ("weight_decay", "clip_norm"):
             self._check(0 <= getattr(self, name) < math.inf, name, "a number, 0 or more")
-        for name in ("warmup_share", "final_share", "beta_2", "label_smoothing", "dropout"):
+        for name in ("warmup_share", "final_share", "beta_2", "label_smoothing", "dropout", "token_noise"):
             share = getattr(self, name)
             self._check((name == "dropout" and share is None) or 0 <= share < 1, name, "a share from 0 to below 1")
         self._check(self.keep in ("best", "last"), "keep", "best or last")

@@ -15,6 +15,7 @@ from smolite.chat import ChatTemplate, Conversation, Message, fit_context, read_
 from smolite.checkpoint import Run, load, save
 from smolite.config import ModelConfig
 from smolite.data import ChatDataset
+from smolite.dialogues import read_documents
 from smolite.engines import Engine, KerasEngine
 from smolite.evaluation import count_characters
 from smolite.generation import Sampling, generate
@@ -22,7 +23,7 @@ from smolite.models import CausalLM
 from smolite.options import TrainingOptions
 from smolite.packing import PackedRows, pack, text_rows
 from smolite.replies import reply
-from smolite.sources import read_texts, resolve_dataset
+from smolite.sources import resolve_dataset
 from smolite.tokenizer import Tokenizer
 from smolite.training import compile_for_training
 from smolite.workplace import Workplace
@@ -48,7 +49,7 @@ class Split:
 
 
 def pretrain(
-    texts: str | Path,
+    texts: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     validation: str | Path | None = None,
@@ -61,7 +62,8 @@ def pretrain(
     """Trains a model from scratch on plain text.
 
     Args:
-        texts: a `.txt` or `.jsonl` file, see `read_texts`, or `owner/name:file` on the hub.
+        texts: one or several files of text or dialogues, see `read_documents`, or `owner/name:file` on the hub. Of
+            dialogues every turn is a text, the questions too.
         out: the run directory to make.
         validation: held-out text of the same form.
         tokenizer: a tokenizer or its `.model` file. Default: one is trained on `texts`.
@@ -80,18 +82,19 @@ def pretrain(
     options = options or TrainingOptions()
     _check_request(options, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
-    documents = read_texts(resolve_dataset(texts))
+    names = [texts] if isinstance(texts, str | Path) else list(texts)
+    documents = [text for name in names for text in read_documents(resolve_dataset(name))]
     pieces = workplace.tokenizer(tokenizer, documents, preset=preset)
     length = options.row_length
     split = Split(text_rows(documents, pieces, length=length))
     openings = documents[:SAMPLES]
     if validation:
-        held_out = read_texts(resolve_dataset(validation))
+        held_out = read_documents(resolve_dataset(validation))
         characters = sum(len(text) + 1 for text in held_out)
         split = Split(split.rows, text_rows(held_out, pieces, length=length), characters)
         openings = held_out[:SAMPLES]
     model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
-    recipe = {"verb": "pretrain", "data": str(texts), "validation": str(validation or ""), "preset": preset}
+    recipe = {"verb": "pretrain", "data": " ".join(map(str, names)), "validation": str(validation or ""), "preset": preset}
     run = Run(model, pieces, ChatTemplate(), {**recipe, "options": options.to_dict()}, Path(out))
     engine = _sample_engine(model, options)
     return _train(run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, openings))
@@ -135,7 +138,7 @@ def finetune(
     conversations = _read(dialogues)
     if start:
         parent = load(start)
-        pieces, template, model = parent.tokenizer, parent.template, continued_model(parent.model, options)
+        pieces, template, model = parent.tokenizer, parent.template or ChatTemplate(), continued_model(parent.model, options)
     else:
         texts = [message.content for conversation in conversations for message in conversation.messages]
         pieces, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
@@ -241,7 +244,14 @@ def _read(dialogues: str | Path) -> list[Conversation]:
 def _train(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
     """`model.fit` with everything around it, then the run directory."""
     run = dataclasses.replace(run, recipe={**run.recipe, "backend": keras.backend.backend()})
-    dataset = ChatDataset(split.rows, options.batch_size, seed=options.seed, steps_per_epoch=options.steps_per_epoch or None)
+    dataset = ChatDataset(
+        split.rows,
+        options.batch_size,
+        seed=options.seed,
+        steps_per_epoch=options.steps_per_epoch or None,
+        token_noise=options.token_noise,
+        spared_ids=run.tokenizer.markers.values(),
+    )
     compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs)
     run.model.optimizer.build(run.model.trainable_variables)
     journal = callbacks.Journal(workplace.folder)

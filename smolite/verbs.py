@@ -12,6 +12,7 @@ from smolite import checkpoint, recipes
 from smolite import evaluation as scores
 from smolite.chat import Message, read_conversations, show
 from smolite.demo import run_demo
+from smolite.dialogues import read_documents
 from smolite.engines import Engine, KerasEngine
 from smolite.exporters import TARGETS
 from smolite.exporters import export as export_run
@@ -19,7 +20,7 @@ from smolite.exporters.verification import verify as verify_run
 from smolite.generation import Sampling, stream
 from smolite.options import TrainingOptions
 from smolite.replies import stream_reply
-from smolite.sources import read_texts, resolve_dataset
+from smolite.sources import resolve_dataset
 from smolite.tokenizer import Tokenizer, train_tokenizer
 from smolite.workplace import vocabulary_for
 
@@ -33,24 +34,11 @@ def demo(*, out: str, epochs: int) -> None:
 
 def tokenizer(*, texts: Sequence[str], out: str, vocab_size: int, model_type: str, overwrite: bool) -> None:
     """Trains a tokenizer on files of text or dialogues."""
-    lines = [line for name in texts for line in _lines(name)]
+    lines = [line for name in texts for line in read_documents(resolve_dataset(name))]
     made = train_tokenizer(lines, out, vocab_size=vocab_size, model_type=model_type, overwrite=overwrite)
     characters = sum(map(len, lines))
     share = characters / max(sum(len(made.encode(line)) for line in lines), 1)
     print(f"{out}: {made.vocab_size:,} pieces from {characters:,} characters, {share:.2f} characters a token")
-
-
-def _lines(name: str) -> list[str]:
-    """Plain text, or what everybody says in dialogues."""
-    path = resolve_dataset(name)
-    try:
-        return read_texts(path)
-    except ValueError as no_text:
-        try:
-            conversations = read_conversations(path).conversations
-        except ValueError as no_dialogues:
-            raise ValueError(f"{path} must hold text or dialogues.\nAs text: {no_text}\nAs dialogues: {no_dialogues}") from None
-    return [message.content for conversation in conversations for message in conversation.messages]
 
 
 def data(*, action: str, dataset: str, tokenizer: str | None, count: int) -> None:
@@ -66,7 +54,7 @@ def data(*, action: str, dataset: str, tokenizer: str | None, count: int) -> Non
         print(show(path, train_tokenizer(texts, Path(folder, "t.model"), vocab_size=vocab_size), count=count))
 
 
-def pretrain(*, dataset: str, out: str, **settings: Any) -> None:
+def pretrain(*, dataset: Sequence[str], out: str, **settings: Any) -> None:
     """Trains on plain text; see `recipes.pretrain`."""
     _report(recipes.pretrain(dataset, out, **_with_options(settings)), out)
 

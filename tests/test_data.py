@@ -203,3 +203,46 @@ def test_rows_in_which_nothing_is_trained():
     untrained = type(ROWS)(ROWS.tokens, ROWS.targets, ROWS.weights * 0, ROWS.positions, ROWS.segments)
     with pytest.raises(ValueError, match="`rows` must hold a trained token. Received: none"):
         ChatDataset(untrained, 4)
+
+
+def test_noise_replaces_the_stated_share_of_what_is_read_and_nothing_else():
+    spared = sorted(set(ROWS.tokens[ROWS.segments != 0].tolist()))[:2]
+    clean = ChatDataset(ROWS, len(ROWS), shuffle=False)
+    noisy = ChatDataset(ROWS, len(ROWS), shuffle=False, token_noise=0.25, spared_ids=spared)
+    tokens, pool = ROWS.tokens, ROWS.tokens[(ROWS.segments != 0) & ~np.isin(ROWS.tokens, spared)]
+    changed, drawn = [], []
+    for step in range(200):
+        x, y, weights = noisy.batch(step)
+        read = x.pop("tokens")
+        assert_same((x, y, weights), ({k: v for k, v in clean.batch(step)[0].items() if k != "tokens"}, *clean.batch(step)[1:]))
+        open_to_noise = (ROWS.segments != 0) & ~np.isin(tokens, spared)
+        np.testing.assert_array_equal(read[~open_to_noise], tokens[~open_to_noise])
+        changed.append(np.mean(read[open_to_noise] != tokens[open_to_noise]))
+        drawn.append(read[open_to_noise & (read != tokens)])
+    repeated = sum(np.mean(pool == index) ** 2 for index in set(pool.tolist()))  # a draw may give the same token again
+    assert np.mean(changed) == pytest.approx(0.25 * (1 - repeated), abs=0.01)
+    assert set(np.concatenate(drawn).tolist()) == set(pool.tolist())
+
+
+def test_noise_depends_on_seed_and_step_alone():
+    def read(seed, step):
+        return ChatDataset(ROWS, 4, seed=seed, token_noise=0.5).batch(step)[0]["tokens"]
+
+    np.testing.assert_array_equal(read(0, 3), read(0, 3))
+    same_rows = ChatDataset(ROWS, len(ROWS), shuffle=False, token_noise=0.5)
+    assert (same_rows.batch(0)[0]["tokens"] != same_rows.batch(1)[0]["tokens"]).any()
+    assert (read(0, 3) != read(1, 3)).any()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_noise_out_of_range_is_refused(share):
+    with pytest.raises(ValueError, match=rf"`token_noise` must be a share from 0 to below 1. Received: {share}"):
+        ChatDataset(ROWS, 4, token_noise=share)
+
+
+def test_rows_in_which_every_place_is_learnt_need_no_gathering():
+    rows = pack([(list(range(5, 22)), [1] * 17)] * 3, 16)
+    x, y, weights = ChatDataset(rows, 2, shuffle=False)[0]
+    assert "loss_at" not in x
+    np.testing.assert_array_equal(y, np.where(rows.weights[:2] != 0, rows.targets[:2], 0))
+    np.testing.assert_array_equal(weights, rows.weights[:2])

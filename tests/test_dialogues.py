@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smolite.dialogues import Conversation, Message, read_conversations
+from smolite.dialogues import Conversation, Message, read_conversations, read_documents
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NAMES = {"s": "system", "h": "human", "g": "gpt"}
@@ -154,6 +154,18 @@ def test_a_hundred_thousand_lines_are_quick(tmp_path):
     began = time.perf_counter()
     assert len(read(tmp_path, *[line] * 100_000).conversations) == 100_000
     assert time.perf_counter() - began < 15
+
+
+def test_documents_are_texts_or_what_everybody_says(tmp_path):
+    texts, dialogues = tmp_path / "texts.jsonl", tmp_path / "dialogues.jsonl"
+    texts.write_text('{"text": "하나"}\n{"text": " "}\n{"text": "둘"}\n', "utf-8")
+    turns = '[{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "네."}]'
+    dialogues.write_text(f'{{"messages": {turns}}}\n', "utf-8")
+    assert read_documents(texts) == ["하나", "둘"]
+    assert read_documents(dialogues) == ["안녕?", "네."]
+    texts.write_text('{"text": 5}\n', "utf-8")
+    with pytest.raises(ValueError, match=r"must hold text or dialogues.\nAs text: .*\nAs dialogues: "):
+        read_documents(texts)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data set is beside the project only where it is developed")

@@ -21,6 +21,7 @@ REFUSED = {
     "clip_norm": (-1.0, "a number, 0 or more"),
     "label_smoothing": (1.0, "a share from 0 to below 1"),
     "dropout": (1.0, "a share from 0 to below 1"),
+    "token_noise": (1.0, "a share from 0 to below 1"),
     "patience": (-2, "a whole number, 0 or more"),
     "keep": ("newest", "best or last"),
     "seed": (-1, "a whole number, 0 or more"),

@@ -109,7 +109,7 @@ def test_what_was_cut_is_counted_and_samples_are_printed(finetuned):
 def pretrained(folder):
     options = TrainingOptions(epochs=1, batch_size=4, row_length=64)
     given = {"validation": folder / "text.txt", "preset": "tiny", "options": options}
-    return pretrain(folder / "text.txt", folder / "pretrained", **given)
+    return pretrain([folder / "text.txt", folder / "held-out.jsonl"], folder / "pretrained", **given)
 
 
 def test_pretraining_trains_a_tokenizer_and_learns_text(pretrained, folder):
@@ -120,7 +120,9 @@ def test_pretraining_trains_a_tokenizer_and_learns_text(pretrained, folder):
     tokens, characters = sum(map(len, ids)), sum(len(line) + 1 for line in lines)
     bits = math.log2(row["val_perplexity"]) * tokens / characters
     assert row["val_bits_per_character"] == pytest.approx(bits, rel=1e-3)
-    assert pretrained.tokenizer.vocab_size == vocabulary_for(lines, most=1024) <= 1024
+    turns = [message.content for dialogue in HELD_OUT for message in dialogue.messages]
+    assert pretrained.tokenizer.vocab_size == vocabulary_for(lines + turns, most=1024) <= 1024
+    assert pretrained.recipe["data"] == f"{folder / 'text.txt'} {folder / 'held-out.jsonl'}"
 
 
 def test_samples_of_text_leave_out_what_has_no_token(pretrained):
