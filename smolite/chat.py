@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from smolite.dialogues import Conversation, Message, ReadResult, read_conversations
+from smolite.dialogues import ROLES, Conversation, Message, ReadResult, read_conversations
 from smolite.sources import read_texts, resolve_dataset
 from smolite.tokenizer import Tokenizer
 
@@ -35,7 +35,8 @@ class ChatTemplate:
     `<…>` in a prefix or suffix is a marker and becomes one id; the rest, and everything that a person or the
     model says, is encoded as text, so a marker typed by a user stays text. By default a conversation reads
     `<start> user <sep> answer <end>`, repeated, with `<start> system <end>` before it when there is a system
-    turn. The assistant's text and suffix are trained; nothing else is.
+    turn. The assistant's text is trained, and its suffix up to its last marker; nothing else is.
+    A dialogue without a system turn begins with `default_system` as if it had one, unless that is `""`.
 
     Raises:
         ValueError: a field that is no string, or an `assistant_suffix` without a marker to stop at.
@@ -47,6 +48,7 @@ class ChatTemplate:
     user_suffix: str = "<sep>"
     assistant_prefix: str = ""
     assistant_suffix: str = "<end>"
+    default_system: str = ""
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -61,7 +63,13 @@ class ChatTemplate:
     @property
     def markers(self) -> tuple[str, ...]:
         """The markers that the template uses, sorted."""
-        return tuple(sorted(set(_MARKER.findall(" ".join(asdict(self).values())))))
+        affixes = (affix for role in ROLES for affix in self._around(role))
+        return tuple(sorted(set(_MARKER.findall(" ".join(affixes)))))
+
+    @property
+    def stop(self) -> str:
+        """The marker at which answers stop."""
+        return _MARKER.findall(self.assistant_suffix)[0]
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """Turn a conversation into ids and the mask of trained tokens.
@@ -81,14 +89,18 @@ class ChatTemplate:
             ValueError: the tokenizer lacks a marker of the template.
         """
         self._check_markers(tokenizer)
-        ids, mask = [], []
-        for message in conversation.messages:
-            prefix, suffix = self._around(message.role)
-            answer = tokenizer.encode(message.content.strip()) + self.affix_ids(suffix, tokenizer)
-            before = self.affix_ids(prefix, tokenizer)
-            ids += before + answer
-            mask += [0] * len(before) + [int(message.role == "assistant")] * len(answer)
+        ids, mask, after_end = [], [], tokenizer.encode(_MARKER.split(self.assistant_suffix)[-1])
+        for message in self._with_system(conversation.messages):
+            prefix, suffix = (self.affix_ids(affix, tokenizer) for affix in self._around(message.role))
+            answer = tokenizer.encode(message.content.strip())
+            trained = len(answer + suffix) - len(after_end) if message.role == "assistant" else 0
+            ids += prefix + answer + suffix
+            mask += [0] * len(prefix) + [1] * trained + [0] * (len(answer + suffix) - trained)
         return ids, mask
+
+    def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        own = not self.default_system or messages[0].role == "system"
+        return messages if own else (Message("system", self.default_system), *messages)
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """Turn messages that end with the user's into ids that the model is to go on from.
@@ -109,14 +121,19 @@ class ChatTemplate:
 
     def jinja(self) -> str:
         """Return the template as the Jinja text of `tokenizer_config.json`, which renders the same string."""
-        turns = "".join(self._turn_rule(role) for role in ("system", "user", "assistant"))
+        turns = "".join(map(self._turn_rule, ROLES))
         opening = f"{{{{ {_quoted(self.assistant_prefix)} }}}}"
         generation = f"{{% if add_generation_prompt %}}{opening}{{% endif %}}" if self.assistant_prefix else ""
-        return "{% for message in messages %}" + turns + "{% endif %}{% endfor %}" + generation
+        return self._default_rule() + "{% for message in messages %}" + turns + "{% endif %}{% endfor %}" + generation
+
+    def _default_rule(self) -> str:
+        prefix, suffix = self._around("system")
+        default = _quoted(f"{prefix}{self.default_system.strip()}{suffix}")
+        return f"{{% if messages[0]['role'] != 'system' %}}{{{{ {default} }}}}{{% endif %}}" if self.default_system else ""
 
     def to_dict(self) -> dict[str, str]:
-        """Return the fields as a dict for JSON."""
-        return asdict(self)
+        """Return the fields as a dict for JSON, without a `default_system` that is not there."""
+        return {name: text for name, text in asdict(self).items() if text or name != "default_system"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ChatTemplate":
@@ -209,7 +226,8 @@ def fit_context(
     for conversation in conversations:
         ids, mask = template.render(conversation, tokenizer)
         exchanges, end = _fitting(mask, context_length)
-        case = "whole" if end == len(ids) else "shortened" if exchanges else "dropped"
+        whole = exchanges * 2 == len([message for message in conversation.messages if message.role != "system"])
+        case = "whole" if whole else "shortened" if exchanges else "dropped"
         counts[case] += 1
         if exchanges:
             kept.append(_leading_exchanges(conversation, exchanges) if case == "shortened" else conversation)

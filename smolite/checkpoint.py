@@ -1,6 +1,6 @@
 """The run directory: a Hugging Face Llama folder with everything to go on from.
 
-`config.json` and `model.safetensors` in Hugging Face's names and layout, `tokenizer.model`,
+`config.json` and `model.safetensors` in Hugging Face's names and layout, `tokenizer.model` or `tokenizer.json`,
 `tokenizer_config.json` with the chat template, `generation_config.json`, and `recipe.json`: data, settings,
 version and git commit.
 """
@@ -20,13 +20,18 @@ import smolite
 from smolite.chat import ChatTemplate, Conversation, Message
 from smolite.config import ModelConfig
 from smolite.files import new_directory, write_file
+from smolite.hub import resolve_model
 from smolite.models import CausalLM
+from smolite.templates import known_template
 from smolite.tokenizer import Tokenizer
-from smolite.weights import assign_weights, model_weights, read_tensors
+from smolite.tokenizer_json import ROLES, JsonTokenizer
+from smolite.weights import model_weights, read_tensors, stored_model
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.model"
+JSON_TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
 _MARKER_OF_HF = {"bos": "<start>", "eos": "<end>", "pad": "<pad>", "unk": "<unk>"}
 
 
@@ -37,14 +42,14 @@ class Run:
     Args:
         model: the model.
         tokenizer: the tokenizer it was trained with.
-        template: how dialogues are written for it.
+        template: how dialogues are written for it; None for a model of plain text, whose tokenizer lacks our markers.
         recipe: data and settings that it was made with, for `recipe.json`.
         path: the directory.
     """
 
     model: CausalLM
     tokenizer: Tokenizer
-    template: ChatTemplate
+    template: ChatTemplate | None
     recipe: dict[str, Any]
     path: Path
 
@@ -66,7 +71,8 @@ def save(
         tokenizer: the tokenizer it was trained with.
         template: how dialogues are written for it. Default: `ChatTemplate()`.
         recipe: what the run was made with, ready for JSON; version and git commit are added.
-        overwrite: whether the run in `path` may be replaced. Other files there, such as logs, are kept.
+        overwrite: whether the run in `path` may be replaced. Other files there, such as logs, are kept, but not another
+            tokenizer or chat template.
 
     Returns:
         `path`.
@@ -82,30 +88,39 @@ def save(
     if template != ChatTemplate():
         template.render(Conversation((Message("user", ""), Message("assistant", ""))), tokenizer)
     with new_directory(path, overwrite=overwrite) as folder:
-        write_file(folder / TOKENIZER_FILE, tokenizer.model_proto)
+        write_file(folder / _tokenizer_file(tokenizer), tokenizer.model_proto)
         for name, content in _documents(model, tokenizer, template=template, recipe=recipe or {}).items():
             write_file(folder / name, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
         _write_tensors(folder / WEIGHTS_FILE, model_weights(model))
+    for other in {TOKENIZER_FILE, JSON_TOKENIZER_FILE, TEMPLATE_FILE} - {_tokenizer_file(tokenizer)}:
+        (path / other).unlink(missing_ok=True)
     return path
 
 
 def load(path: str | Path, *, dtype: Any = None) -> Run:
-    """Reads a run directory, or a Hugging Face folder of the same form with a `tokenizer.model`.
+    """Reads a run directory, or a Hugging Face folder of the same form, from here or from the hub.
+
+    The tokenizer is the one that `tokenizer_config.json` names, else `tokenizer.model`, else `tokenizer.json`. A model may have
+    more ids than its `tokenizer.json`; the others have no text. A folder without a chat template gets the default one where its
+    tokenizer has the markers, and none otherwise: then it writes plain text, and chatting says which markers are missing.
 
     Args:
-        path: the directory.
+        path: the directory, or a model's name on the hub such as `"HuggingFaceTB/SmolLM2-135M-Instruct"`.
         dtype: Keras dtype or policy of the model, for example `"mixed_bfloat16"`.
 
     Raises:
         FileNotFoundError: the directory or a file in it is missing.
         ValueError: a file is broken, the files do not fit together, or something in them is not implemented.
+        ConnectionError: the hub can't be reached, and the model isn't in its cache.
+        ImportError: a package for the hub or for `tokenizer.json` is not installed.
     """
     folder = _checked_folder(path)
     config = _read_config(folder)
-    tokenizer = _read_tokenizer(folder)
+    settings = _read_json(folder / "tokenizer_config.json", missing={})
+    tokenizer = _read_tokenizer(folder, settings, vocab_size=config.vocab_size)
     _check_vocabulary(config, tokenizer, where=CONFIG_FILE)
-    template = _read_template(folder)
-    recipe = _read_json(folder / "recipe.json") if (folder / "recipe.json").exists() else {}
+    template = _read_template(folder, settings, tokenizer)
+    recipe = _read_json(folder / "recipe.json", missing={})
     return Run(load_model(folder, dtype=dtype), tokenizer, template, recipe, folder)
 
 
@@ -113,36 +128,54 @@ def load_model(path: str | Path, *, dtype: Any = None) -> CausalLM:
     """Reads only the model of a run directory or a Hugging Face Llama folder; the rest is as in `load`."""
     folder = _checked_folder(path)
     config = _read_config(folder)
-    tensors = read_tensors(folder)
-    model = CausalLM(config, dtype=dtype)
-    assign_weights(model, tensors)
-    return model
+    return stored_model(config, read_tensors(folder), dtype=dtype)
 
 
 def _documents(
     model: CausalLM, tokenizer: Tokenizer, *, template: ChatTemplate, recipe: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The JSON files of a run directory, by name."""
-    ids = {f"{hf}_token_id": tokenizer.markers.get(_MARKER_OF_HF[hf]) for hf in ("bos", "eos", "pad")}
-    known = {*tokenizer.markers, "<unk>"}
-    markers = {f"{hf}_token": name for hf, name in _MARKER_OF_HF.items() if name in known}
+    tokens = _tokens_of_hf(tokenizer)
+    ids = {f"{hf}_token_id": tokenizer.markers.get(tokens.get(hf, "")) for hf in ROLES.values()}
     settings: dict[str, Any] = {
-        "tokenizer_class": "LlamaTokenizer",
-        **markers,
-        "add_bos_token": False,
-        "add_eos_token": False,
+        **_tokenizer_class(tokenizer),
+        **{f"{hf}_token": name for hf, name in tokens.items()},
         "clean_up_tokenization_spaces": False,
-        "legacy": True,
         "model_max_length": model.config.context_length,
+        "smolite": {"tokenizer": _tokenizer_file(tokenizer)},
     }
-    if known.issuperset(template.markers):
-        settings |= {"chat_template": template.jinja(), "smolite": {"chat_template": template.to_dict()}}
+    if _has_markers(tokenizer, template):
+        settings["chat_template"] = template.jinja()
+        settings["smolite"]["chat_template"] = template.to_dict()
     return {
         CONFIG_FILE: {**model.config.to_hf(), **ids, "dtype": model.token_embedding.variable_dtype},
         "tokenizer_config.json": settings,
         "generation_config.json": ids,
         "recipe.json": {**recipe, "smolite_version": _version(), "git_commit": _git_commit()},
     }
+
+
+def _tokenizer_file(tokenizer: Tokenizer) -> str:
+    return JSON_TOKENIZER_FILE if isinstance(tokenizer, JsonTokenizer) else TOKENIZER_FILE
+
+
+def _tokens_of_hf(tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokens that Hugging Face calls `bos`, `eos`, `pad` and `unk`, as far as there are."""
+    if isinstance(tokenizer, JsonTokenizer):
+        return {ROLES[role]: token for role, token in tokenizer.roles.items()}
+    known = {*tokenizer.markers, "<unk>"}
+    return {hf: name for hf, name in _MARKER_OF_HF.items() if name in known}
+
+
+def _tokenizer_class(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What makes transformers encode as we do."""
+    if isinstance(tokenizer, JsonTokenizer):
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": True}
+
+
+def _has_markers(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
+    return {*tokenizer.markers, "<unk>"}.issuperset(template.markers)
 
 
 def _version() -> str:
@@ -175,7 +208,7 @@ def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, *, where: str) 
 
 
 def _checked_folder(path: str | Path) -> Path:
-    folder = Path(path)
+    folder = resolve_model(path)
     if not folder.exists():
         raise FileNotFoundError(f"A run directory must exist. Received: {folder}. Check the path.")
     if not folder.is_dir():
@@ -196,33 +229,47 @@ def _read_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    if not (folder / TOKENIZER_FILE).is_file():
-        other = "tokenizer.json, which is another format" if (folder / "tokenizer.json").exists() else "none"
+def _read_tokenizer(folder: Path, settings: Mapping[str, Any], *, vocab_size: int) -> Tokenizer:
+    there = [name for name in (TOKENIZER_FILE, JSON_TOKENIZER_FILE) if (folder / name).is_file()]
+    name = settings.get("smolite", {}).get("tokenizer") or next(iter(there), TOKENIZER_FILE)
+    if name not in there:
+        kind = "byte-level" if name == JSON_TOKENIZER_FILE else "SentencePiece"
         raise FileNotFoundError(
-            f"{folder} must hold a SentencePiece {TOKENIZER_FILE}. Received: {other}. Copy the file into the "
-            "folder, or read only the model with `load_model`."
+            f"{folder} must hold a {kind} {name}. Received: {' '.join(there) or 'none'}. Copy the file into the folder, or "
+            "read only the model with `load_model`."
         )
-    return Tokenizer(folder / TOKENIZER_FILE)
+    if name == TOKENIZER_FILE:
+        return Tokenizer(folder / name)
+    tokens = {hf: settings.get(f"{hf}_token") for hf in ROLES.values()}
+    named = {hf: token["content"] if isinstance(token, dict) else token for hf, token in tokens.items()}
+    roles = {role: token for role, hf in ROLES.items() if (token := named[hf]) is not None}
+    return JsonTokenizer(folder / name, roles=roles, vocab_size=vocab_size)
 
 
-def _read_template(folder: Path) -> ChatTemplate:
-    """The template that `save` wrote, or the default one; one that came from elsewhere is refused."""
-    path = folder / "tokenizer_config.json"
-    settings = _read_json(path) if path.exists() else {}
+def _read_template(folder: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The template that `save` wrote, or one that does what the folder's does, or the default one."""
     fields = settings.get("smolite", {}).get("chat_template")
     if fields is not None:
         return ChatTemplate.from_dict(fields)
-    if settings.get("chat_template", ChatTemplate().jinja()) != ChatTemplate().jinja():
+    file, jinja = folder / TEMPLATE_FILE, settings.get("chat_template")
+    if isinstance(jinja, list):  # several by name, in older folders
+        jinja = {each["name"]: each["template"] for each in jinja}.get("default")
+    jinja = file.read_text("utf-8") if file.is_file() else jinja
+    if jinja is None:
+        return ChatTemplate() if _has_markers(tokenizer, ChatTemplate()) else None
+    tokens = {key: value for key, value in settings.items() if key.endswith("_token") and isinstance(value, str)}
+    if (template := known_template(jinja, tokens)) is None:
         raise ValueError(
-            f"{path}: `chat_template` must be one that smolite wrote. Received: "
-            f"{settings['chat_template']!r:.60}. Read only the model with `load_model`, and make a "
+            f"{file if file.is_file() else folder / 'tokenizer_config.json'}: `chat_template` must be one that smolite wrote. "
+            f"Received: {jinja!r:.60}, which is not SmolLM's ChatML either. Read only the model with `load_model`, and make a "
             "`ChatTemplate` of its prefixes and suffixes."
         )
-    return ChatTemplate()
+    return template
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    if missing is not None and not path.exists():
+        return missing
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:

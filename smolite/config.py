@@ -6,9 +6,10 @@ from typing import Any
 
 # Hugging Face keys that say nothing about the arithmetic of a forward pass.
 _INERT_HF_KEYS = frozenset(
-    "_name_or_path architectures attn_implementation bos_token_id chunk_size_feed_forward dtype eos_token_id id2label "
-    "initializer_range is_encoder_decoder is_llama_config label2id output_attentions output_hidden_states pad_token_id "
-    "problem_type return_dict torch_dtype transformers.js_config transformers_version use_cache".split()
+    "_attn_implementation_autoset _name_or_path architectures attn_implementation bos_token_id "
+    "chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_encoder_decoder is_llama_config "
+    "label2id output_attentions output_hidden_states pad_token_id problem_type return_dict torch_dtype "
+    "transformers.js_config transformers_version use_cache".split()
 )
 # Keys whose only implemented value is the one given here.
 _FIXED_HF_VALUES: dict[str, Any] = {
@@ -19,7 +20,6 @@ _FIXED_HF_VALUES: dict[str, Any] = {
     "model_type": "llama",
     "pretraining_tp": 1,
     "rope_interleaved": False,
-    "rope_scaling": None,
     "tie_word_embeddings": True,
 }
 # What LlamaConfig takes where a `config.json` leaves a key out.
@@ -36,6 +36,38 @@ _HF_NAMES = {
     "rope_theta": "rope_theta",
     "norm_epsilon": "rms_norm_eps",
 }
+_HF_SCALING_NAMES = {
+    "factor": "factor",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "original_context_length": "original_max_position_embeddings",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How Llama 3.1 stretches the rotary embedding to a longer context (Hugging Face's `rope_type` `"llama3"`).
+
+    Features that turn less than `low_frequency_factor` times within the original context turn `factor` times as slowly, those
+    that turn more than `high_frequency_factor` times stay, and in between the one passes into the other.
+
+    Raises:
+        ValueError: a number that is not positive, or factors out of order.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context_length: int
+
+    def __post_init__(self) -> None:
+        values = dataclasses.asdict(self)
+        good = all(isinstance(value, (int, float)) and value > 0 for value in values.values())
+        if not good or self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                "`rope_scaling` must have positive numbers, and a `low_frequency_factor` below the `high_frequency_factor`. "
+                f"Received: {values}. Copy them from the model's config.json."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +87,7 @@ class ModelConfig:
         rope_theta: base of the rotary position embedding (Su et al. 2021).
         norm_epsilon: added to the mean square in RMSNorm (Zhang and Sennrich 2019).
         dropout: share of activations dropped while training, on the embedding and on every residual branch.
+        rope_scaling: a `RopeScaling` or its fields as a dictionary, for models of the Llama 3.1 kind. Default: none.
 
     Raises:
         ValueError: a field has a value that no model can be built from.
@@ -71,12 +104,15 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
     dropout: float = 0.0
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self._default_head_dim())
-        for field in dataclasses.fields(self):
-            _check_field(field.name, getattr(self, field.name))
+        if isinstance(self.rope_scaling, dict):
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "rope_scaling"):
+            _check_field(name, getattr(self, name))
         self._check_heads()
 
     def _default_head_dim(self) -> int:
@@ -146,11 +182,13 @@ class ModelConfig:
         """The config as `transformers` writes a LlamaConfig; what it has no name for goes under `"smolite"`."""
         fields = self.to_dict()
         named = {hf: fields[ours] for ours, hf in _HF_NAMES.items()}
-        fixed = {key: value for key, value in _FIXED_HF_VALUES.items() if key not in ("rope_interleaved", "rope_scaling")}
+        fixed = {key: value for key, value in _FIXED_HF_VALUES.items() if key != "rope_interleaved"}
+        scaling = {hf: fields["rope_scaling"][ours] for ours, hf in _HF_SCALING_NAMES.items()} if self.rope_scaling else {}
         return {
             "architectures": ["LlamaForCausalLM"],
             **named,
             **fixed,
+            **({"rope_scaling": {"rope_type": "llama3", **scaling}} if scaling else {}),
             "dtype": "float32",
             "smolite": {"dropout": self.dropout},
         }
@@ -171,13 +209,14 @@ class ModelConfig:
             for key, value in _FIXED_HF_VALUES.items()
             if hf.get(key, value) != value
         ]
+        scaling = _read_scaling(hf.pop("rope_scaling", None), refused=refused)
         known = {"smolite", *_HF_NAMES.values(), *_FIXED_HF_VALUES, *_INERT_HF_KEYS}
         refused += [f"{key}={hf[key]!r} (not known)" for key in sorted(set(hf) - known)]
         if refused:
             raise ValueError(f"This model needs what smolite does not implement: {'; '.join(refused)}.")
         fields = {ours: hf[key] for ours, key in _HF_NAMES.items() if hf.get(key) is not None}
         fields.setdefault("num_key_value_heads", fields.get("num_query_heads"))
-        return cls.from_dict({**_HF_DEFAULTS, **fields, **hf.get("smolite", {})})
+        return cls.from_dict({**_HF_DEFAULTS, **fields, "rope_scaling": scaling, **hf.get("smolite", {})})
 
 
 def _flatten_rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
@@ -186,9 +225,20 @@ def _flatten_rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
     rope = dict(hf.pop("rope_parameters", None) or {})
     if "rope_theta" in rope:
         hf["rope_theta"] = rope.pop("rope_theta")
-    if rope.pop("rope_type", "default") != "default" or rope:
-        hf["rope_scaling"] = hf.get("rope_scaling") or "not the default rope_type"
+    if rope not in ({}, {"rope_type": "default"}):
+        hf["rope_scaling"] = rope
     return hf
+
+
+def _read_scaling(hf: Any, *, refused: list[str]) -> dict[str, Any] | None:
+    """Our fields of a `rope_scaling`; what is not implemented is added to `refused`."""
+    if hf in (None, {"rope_type": "default"}, {"type": "default"}):
+        return None
+    names = {"rope_type", *_HF_SCALING_NAMES.values()}
+    if not isinstance(hf, dict) or set(hf) != names or hf["rope_type"] != "llama3":
+        refused.append(f"rope_scaling={hf!r} (only None and 'llama3' with its four numbers are implemented)")
+        return None
+    return {ours: hf[theirs] for ours, theirs in _HF_SCALING_NAMES.items()}
 
 
 def _check_field(name: str, value: Any) -> None:

@@ -7,6 +7,8 @@ Shape legend, used in comments throughout:
 Cached and uncached forward are the same arithmetic: without a cache, the keys and values of the new tokens are the cache.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -27,12 +29,14 @@ class RotaryEmbedding(keras.layers.Layer):
     Args:
         head_dim: features of a head; they turn in pairs (i, i + head_dim / 2), the half-split layout of Hugging Face's Llama.
         theta: base of the wavelengths.
+        scaling: fields of a `RopeScaling`, which stretches the long wavelengths.
     """
 
-    def __init__(self, head_dim: int, theta: float = 10_000.0, **kwargs):
+    def __init__(self, head_dim: int, theta: float = 10_000.0, *, scaling: dict[str, float] | None = None, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})  # angles of long contexts do not fit half precision
         self.head_dim = head_dim
         self.theta = theta
+        self.scaling = scaling
 
     def call(self, tokens, positions=None):
         """(B, T) token ids and, unless they count from 0, their (B or 1, T) positions → two (B or 1, T, 1, H / 2) tables."""
@@ -40,11 +44,20 @@ class RotaryEmbedding(keras.layers.Layer):
             positions = ops.expand_dims(ops.arange(ops.shape(tokens)[1], dtype="int32"), 0)
         exponents = ops.arange(0, self.head_dim, 2, dtype="float32") / self.head_dim
         frequencies = 1.0 / ops.power(ops.convert_to_tensor(self.theta, "float32"), exponents)
+        if self.scaling:
+            frequencies = frequencies * self._stretch(frequencies, **self.scaling)
         angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies
         return ops.cos(angles), ops.sin(angles)
 
+    def _stretch(self, frequencies, *, factor, low_frequency_factor, high_frequency_factor, original_context_length):
+        """The share of its speed that each frequency keeps, from 1 / factor to 1."""
+        turns = frequencies * (original_context_length / (2 * math.pi))
+        kept = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)
+        kept = ops.clip(kept, 0.0, 1.0)
+        return kept + (1.0 - kept) / factor
+
     def get_config(self):
-        return {**super().get_config(), "head_dim": self.head_dim, "theta": self.theta}
+        return {**super().get_config(), "head_dim": self.head_dim, "theta": self.theta, "scaling": self.scaling}
 
 
 def rotate(heads, cosines, sines):

@@ -20,7 +20,11 @@ class TakePositions(keras.layers.Layer):
 
     def call(self, hidden, positions=None):
         """(B, T, D) and (B, L) positions → (B, L, D); without positions, everything."""
-        return hidden if positions is None else ops.take_along_axis(hidden, positions[..., None], axis=1)
+        if positions is None:
+            return hidden
+        rows, length, width = ops.shape(hidden)[0], ops.shape(hidden)[1], hidden.shape[-1]
+        places = positions + length * ops.arange(rows, dtype="int32")[:, None]
+        return ops.take(ops.reshape(hidden, (-1, width)), places, axis=0)
 
     def compute_output_shape(self, hidden_shape, positions_shape=None):
         return hidden_shape if positions_shape is None else (*positions_shape, hidden_shape[-1])
@@ -61,7 +65,8 @@ class CausalLM(keras.Model):
             name="token_embedding",
             dtype=policy,
         )
-        rotary = RotaryEmbedding(config.head_dim, config.rope_theta, name="rotary")
+        scaling = config.to_dict()["rope_scaling"]
+        rotary = RotaryEmbedding(config.head_dim, config.rope_theta, scaling=scaling, name="rotary")
         blocks = [_block(config, name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
         final_norm = keras.layers.RMSNormalization(epsilon=config.norm_epsilon, name="final_norm", dtype=policy)
 

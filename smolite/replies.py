@@ -34,8 +34,8 @@ def stream_reply(
     template = template or ChatTemplate()
     room = engine.context_length - min(max_new_tokens, engine.context_length // 2)
     prompt = fit_messages(messages, tokenizer, template=template, room=room)
-    decoder = tokenizer.stream()
-    ids = stream(engine, prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=(tokenizer.end_id,))
+    decoder, stop = tokenizer.stream(), tokenizer.markers[template.stop]
+    ids = stream(engine, prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=(stop,))
     for index in ids:
         if text := decoder.push(index):
             yield text

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch's
 ONE_BACKEND = frozenset(
     "test_benchmarks test_chat test_config test_curves test_dialogues test_files test_house test_normalization "
     "test_notebook test_options test_packing test_readme test_sentencepiece_model test_sources "
-    "test_tokenizer".split()
+    "test_hub_templates test_tokenizer test_tokenizer_json".split()
 )
 
 

@@ -116,7 +116,7 @@ def test_prefixes_of_text_and_markers():
     ids, mask = CHATML.render(talk("a", "b"), tokenizer)
     question = [2, *said("user\na"), 3, *said("\n"), 2, *said("assistant\n")]
     assert ids == [*question, *said("b"), 3, *said("\n")]
-    assert mask == [0] * len(question) + [1, 1, 1]
+    assert mask == [0] * len(question) + [1, 1, 0], "the newline after the end is not for the model to say"
     assert CHATML.prompt([Message("user", "a")], tokenizer) == question
 
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from tiny import tokenizer
+from tiny_json import trained
 
 from smolite.chat import ChatTemplate, Message
 from smolite.generation import Sampling
 from smolite.replies import fit_messages, reply, stream_reply
+from smolite.templates import CHATML
+from smolite.tokenizer_json import JsonTokenizer
 
 TURNS = ["안녕!", "안녕하세요?", "뭐 해?", "쉬고 있어요.", "점심은?", "국수를 먹었어요.", "맛있었어?"]
 DIALOGUE = [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(TURNS)]
@@ -108,3 +111,10 @@ def test_a_question_longer_than_the_context():
 def test_the_last_message_must_be_the_users():
     with pytest.raises(ValueError, match="The last message of a prompt must be the user's. Received: assistant"):
         reply(Parrot([7]), DIALOGUE[:2], tokenizer=tokenizer())
+
+
+def test_an_answer_stops_at_the_marker_of_its_template():
+    """ChatML on a tokenizer whose texts end otherwise, as a base model's do."""
+    pieces = JsonTokenizer(trained(), roles={"end": "<|endoftext|>"})
+    said = [*pieces.encode("점심에"), pieces.markers["<|im_end|>"], *pieces.encode("뭐")]
+    assert reply(Parrot(said), DIALOGUE[:1], tokenizer=pieces, template=CHATML, max_new_tokens=9) == "점심에"

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import reference
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from smolite.config import ModelConfig
 from smolite.models import CausalLM
-from smolite.weights import assign_weights, model_weights, read_tensors
+from smolite.weights import StoredTensors, assign_weights, model_weights, read_tensors, stored_model
 
 CONFIG = AWKWARD_CONFIGS["multi-query"]
 WEIGHTS = random_weights(CONFIG)
@@ -94,6 +95,34 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
             read_tensors(tmp_path)
 
 
+def test_a_model_begins_with_stored_weights(tmp_path):
+    head = {"lm_head.weight": WEIGHTS[EMBEDDING]}
+    save_file({**WEIGHTS, **head}, tmp_path / "model.safetensors")
+    tensors = read_tensors(tmp_path)
+    assert tensors.headers[KEY] == (WEIGHTS[KEY].shape, "float32") and len(tensors) == len(WEIGHTS) + 1
+    same(model_weights(stored_model(CONFIG, tensors)), WEIGHTS)
+    half = model_weights(stored_model(CONFIG, tensors, dtype="bfloat16"))
+    same(half, {name: tensor.astype(bfloat16) for name, tensor in WEIGHTS.items()})
+
+
+def test_stored_weights_that_do_not_fit_are_named(tmp_path, model):
+    file = tmp_path / "model.safetensors"
+    save_file({**WEIGHTS, "lm_head.weight": -WEIGHTS[EMBEDDING]}, file)
+    with pytest.raises(ValueError, match="`lm_head.weight` must equal"):
+        stored_model(CONFIG, StoredTensors([file]))
+    save_file({**WEIGHTS, KEY: WEIGHTS[KEY].astype("int8")}, file)
+    with pytest.raises(ValueError, match=rf"Received: {KEY} .*, I8. Use the config.json"):
+        stored_model(CONFIG, StoredTensors([file]))
+    save_file(WEIGHTS, file)
+    tensors = StoredTensors([file])
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        stored_model(CONFIG, tensors)
+    with keras.StatelessScope():
+        whole = CausalLM(CONFIG)
+    assert sorted(model_weights(whole)) == sorted(WEIGHTS), "Keras still makes variables"
+
+
 def test_shards_are_read_together(tmp_path):
     names, index = sorted(WEIGHTS), tmp_path / "model.safetensors.index.json"
     files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -126,6 +155,5 @@ def test_we_read_what_transformers_writes(tmp_path, dtype, shards):
     ids = np.random.RandomState(0).randint(0, 300, (2, 11))
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
-    model = CausalLM(ModelConfig.from_hf(theirs.config.to_dict()))
-    assign_weights(model, read_tensors(tmp_path))
+    model = stored_model(ModelConfig.from_hf(theirs.config.to_dict()), read_tensors(tmp_path))
     np.testing.assert_allclose(reference.run(model, ids), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
