@@ -7,7 +7,7 @@ import sentencepiece
 from ai_edge_litert.interpreter import Interpreter
 from exported import LAYERS, PREFILL, ROOT, SLOTS, exported_run, keras_logits, run_apart, save_small_run
 
-from smolite import checkpoint
+from smolite import checkpoint, demo
 from smolite.chat import Message
 from smolite.config import ModelConfig
 from smolite.engines import KerasEngine
@@ -202,7 +202,9 @@ def test_every_target_has_a_module_with_build_and_an_engine():
     for target in TARGETS.values():
         module, engine = target.engine.split(":")
         assert callable(import_module(target.module).build)
-        assert issubclass(getattr(import_module(module), engine), CachedEngine)
+        made = getattr(import_module(module), engine)
+        assert made.batch_size == 1 and callable(made.start) and callable(made.step)
+        assert issubclass(made, CachedEngine) == target.on_tensorflow  # whose caches can be read
 
 
 def test_client_files_let_no_marker_in(run, tmp_path):
@@ -241,3 +243,9 @@ def test_the_client_forgets_old_turns_and_samples(run):
 
 def test_the_client_is_short():
     assert len(CLIENT.read_text("utf-8").splitlines()) <= 80
+
+
+def test_the_demo_needs_no_more_than_the_extra_that_it_installs():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert {TARGETS[format].extra for format in demo.FORMATS} == {"export"}
+    assert "demo: $(VENV)/.installed-export" in makefile

@@ -1,5 +1,6 @@
 """Files for other runtimes, made from a run directory and checked before they are left behind."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -30,16 +31,18 @@ def export(
 ) -> Path:
     """Writes a run as a file for another runtime, with what a chat client needs beside it, and verifies it.
 
-    The conversion runs in a process of its own, on TensorFlow, whatever backend trained the weights. A file that does not say
-    what the model says is not left behind; an existing one is replaced only by one that does.
+    Files of TensorFlow's formats are made in a process of its own, whatever backend trained the weights. A file that does not
+    say what the model says is not left behind; an existing one is replaced only by one that does.
 
     Args:
         run: the run directory.
         format: a key of `TARGETS`.
         out: the folder to write to. Default: `export` in the run directory.
-        quantize: `None` for float32, or `"int8"`.
-        prefill_lengths: how many tokens of a prompt are read at once; several are possible. Default: 16 and 128.
-        cache_length: how many tokens a chat can hold. Default: the context length, at most 1,024.
+        quantize: `None` for float32, or a way that the format knows: `"int8"` for TFLite, `"f16"`, `"q8_0"` or `"q4_0"` for
+            GGUF.
+        prefill_lengths: how many tokens of a prompt are read at once; several are possible. Default: 16 and 128. GGUF has no
+            fixed lengths.
+        cache_length: how many tokens a chat can hold. Default: the context length, at most 1,024. Not for GGUF.
         overwrite: whether an existing file may be replaced.
 
     Returns:
@@ -54,7 +57,10 @@ def export(
     target, name = _find_target(format, quantize)
     check_packages(format)
     run = Path(run)
-    lengths, slots = choose_lengths(_read_config(run), prefill_lengths=prefill_lengths, cache_length=cache_length)
+    config = _read_config(run)
+    if not target.on_tensorflow and (prefill_lengths or cache_length):
+        raise ValueError(f"{format} has no fixed lengths. Received: `prefill_lengths` or `cache_length`. Leave them out.")
+    lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
     folder = run / "export" if out is None else Path(out)
     if (folder / name).exists() and not overwrite:
         raise FileExistsError(
@@ -62,9 +68,12 @@ def export(
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as staging:
-        job = {"quantize": quantize, "prefill_lengths": lengths, "cache_length": slots}
-        _convert_apart({**job, "module": target.module, "run": str(run), "path": str(Path(staging, name))})
-        _verify(run, Path(staging), folder, overwrite=overwrite)
+        if target.on_tensorflow:
+            job = {"quantize": quantize, "prefill_lengths": lengths, "cache_length": slots}
+            _convert_apart({**job, "module": target.module, "run": str(run), "path": str(Path(staging, name))})
+        else:
+            _convert(target.module, run, Path(staging, name), quantize=quantize)
+        _verify(run, Path(staging), folder, overwrite=overwrite, client=target.on_tensorflow)
         _replace(Path(staging), folder)
     return folder / name
 
@@ -89,7 +98,7 @@ def check_packages(format: str) -> None:
     if missing:
         raise ImportError(
             f"Exporting to {format} needs {', '.join(target.packages.values())}. Missing: {', '.join(missing)}. "
-            'Run: pip install "smolite[export]"'
+            f'Run: pip install "smolite[{target.extra}]"'
         )
 
 
@@ -98,6 +107,12 @@ def _read_config(run: Path) -> ModelConfig:
     if not file.is_file():
         raise FileNotFoundError(f"A run directory with a config.json was expected. Received: {run}. Train or save one first.")
     return ModelConfig.from_hf(json.loads(file.read_text("utf-8")))
+
+
+def _convert(module: str, run: Path, path: Path, *, quantize: str | None) -> None:
+    from smolite import checkpoint
+
+    importlib.import_module(module).build(checkpoint.load(run, dtype="float32"), path, quantize=quantize)
 
 
 def _convert_apart(job: dict[str, Any]) -> None:
@@ -121,14 +136,15 @@ def _convert_apart(job: dict[str, Any]) -> None:
             raise RuntimeError(f"The conversion failed. Its last words:\n{''.join(log.readlines()[-20:])}")
 
 
-def _verify(run: Path, staging: Path, folder: Path, *, overwrite: bool) -> None:
-    """Puts the client's files beside the new one and checks all three."""
+def _verify(run: Path, staging: Path, folder: Path, *, overwrite: bool, client: bool) -> None:
+    """Puts the client's files beside the new one, unless it holds them itself, and checks everything."""
     from smolite import checkpoint
     from smolite.exporters.client_files import check_client_files, write_client_files
     from smolite.exporters.verification import verify
 
     loaded = checkpoint.load(run, dtype="float32")
-    write_client_files(staging, tokenizer=loaded.tokenizer, template=loaded.template)
+    if client:
+        write_client_files(staging, tokenizer=loaded.tokenizer, template=loaded.template)
     if not overwrite:
         check_client_files(staging, folder)
     report = verify(run, out=staging)
