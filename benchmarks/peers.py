@@ -92,39 +92,12 @@ def check_installed(packages: Iterable[str], names: Mapping[str, str]) -> None:
 
 
 def keras_hub_model(config: ModelConfig, *, preprocessor: Any = None) -> Any:
-    """keras-hub's `LlamaCausalLM`; its head width is always `hidden_dim // num_query_heads`."""
+    """keras-hub's `LlamaCausalLM` with random weights."""
     import keras_hub
 
-    backbone = keras_hub.models.LlamaBackbone(
-        vocabulary_size=config.vocab_size,
-        num_layers=config.num_layers,
-        num_query_heads=config.num_query_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        hidden_dim=config.hidden_dim,
-        intermediate_dim=config.intermediate_dim,
-        rope_max_wavelength=config.rope_theta,
-        layer_norm_epsilon=config.norm_epsilon,
-        tie_word_embeddings=True,
-    )
-    return keras_hub.models.LlamaCausalLM(backbone, preprocessor=preprocessor)
+    from smolite.exporters.keras_hub import empty_backbone
 
-
-def keras_hub_preprocessor(model_proto: bytes, *, length: int) -> Any:
-    """keras-hub's Llama preprocessor on a tokenizer of ours.
-
-    keras-hub asks for pieces called `<s>` and `</s>` and a padding id of 0. A copy of our `.model` whose `<start>` and `<end>`
-    are called so is that, and splits every text as ours does.
-    """
-    import keras_hub
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model_proto)
-    names = {"<start>": "<s>", "<end>": "</s>"}
-    for piece in proto.pieces:
-        piece.piece = names.get(piece.piece, piece.piece)
-    proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece = names.values()
-    tokenizer = keras_hub.tokenizers.LlamaTokenizer(proto.SerializeToString())
-    return keras_hub.models.LlamaCausalLMPreprocessor(tokenizer, sequence_length=length)
+    return keras_hub.models.LlamaCausalLM(empty_backbone(config), preprocessor=preprocessor)
 
 
 def transformers_model(config: ModelConfig) -> Any:

@@ -8,13 +8,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from peers import keras_hub_model, keras_hub_preprocessor, transformers_model
+from peers import keras_hub_model, transformers_model
 from turns import Link
 
 from smolite.chat import Fitted, fit_context, read_conversations
 from smolite.config import ModelConfig
 from smolite.data import ChatDataset
 from smolite.evaluation import compile_with_xla
+from smolite.exporters.keras_hub import preprocessor_of
 from smolite.models import CausalLM
 from smolite.options import TrainingOptions
 from smolite.packing import pack
@@ -84,7 +85,7 @@ def fit_keras_hub(job: dict[str, Any], link: Link, config: ModelConfig, options:
     link.mark_imported()
     if job["case"] == "dialogues":
         texts, learnt, fill = dialogue_texts(job, options)
-        model = keras_hub_model(config, preprocessor=keras_hub_preprocessor(read_proto(job), length=options.row_length))
+        model = keras_hub_model(config, preprocessor=preprocessor_of(Tokenizer(job["tokenizer"]), length=options.row_length))
         data = {"x": texts}
     else:
         ids = np.array([ids for ids, _ in random_examples(job, config)], "int32")
@@ -129,11 +130,6 @@ def random_examples(job: dict[str, Any], config: ModelConfig) -> list[tuple[list
     shape = job["total"] * job["batch_size"], job["row_length"] + 1
     ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
     return [(row, [1] * len(row)) for row in ids.tolist()]
-
-
-def read_proto(job: dict[str, Any]) -> bytes:
-    """The tokenizer of both sides."""
-    return Tokenizer(job["tokenizer"]).model_proto
 
 
 def fitted_dialogues(job: dict[str, Any]) -> Fitted:

@@ -52,21 +52,6 @@ def test_a_worker_that_stops_is_quoted(modules):
         modules("turns").Worker("train_sides.py", {}, backend=BACKEND)
 
 
-@pytest.mark.slow
-def test_keras_hub_splits_text_as_our_tokenizer_does(modules, tmp_path):
-    from smolite.tokenizer import train_tokenizer
-
-    text = "안녕하세요, 오늘 날씨가 참 좋네요ㅋㅋ\n네 그래요!"
-    ours = train_tokenizer([text] * 3, tmp_path / "t.model", vocab_size=300)
-    preprocessor = modules("peers").keras_hub_preprocessor(ours.model_proto, length=64)
-    fields, targets, weights = preprocessor([text])
-    ids = [ours.start_id, *ours.encode(text), ours.end_id]
-    assert [int(index) for index in fields["token_ids"][0][: len(ids)]] == ids
-    assert [int(index) for index in targets[0][: len(ids) - 1]] == ids[1:] and sum(
-        bool(weight) for weight in weights[0]
-    ) == len(ids) - 1
-
-
 @pytest.mark.parametrize("script", ["train.py", "decode.py"])
 def test_a_number_that_must_be_positive(script):
     done = run(script, "--repeats", "0")
