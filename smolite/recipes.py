@@ -18,11 +18,12 @@ from smolite.data import ChatDataset
 from smolite.dialogues import read_documents
 from smolite.engines import Engine, KerasEngine
 from smolite.evaluation import count_characters
-from smolite.generation import Sampling, generate
+from smolite.generation import generate
 from smolite.models import CausalLM
 from smolite.options import TrainingOptions
 from smolite.packing import PackedRows, pack, text_rows
 from smolite.replies import reply
+from smolite.samplers import Sampling
 from smolite.sources import resolve_dataset
 from smolite.tokenizer import Tokenizer
 from smolite.training import compile_for_training

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from smolite.chat import ChatTemplate, Message
 from smolite.engines import Engine
-from smolite.generation import GREEDY, Sampling, stream
+from smolite.generation import stream
+from smolite.samplers import GREEDY, Sampling
 from smolite.tokenizer import Tokenizer
 
 

@@ -8,10 +8,11 @@ import pytest
 import reference
 from reference import AWKWARD_CONFIGS, random_weights
 
-from smolite import generation
+from smolite import samplers
 from smolite.engines import KerasEngine
-from smolite.generation import Sampling, generate, slide, stream
+from smolite.generation import generate, slide, stream
 from smolite.models import CausalLM
+from smolite.samplers import Sampling
 from smolite.weights import assign_weights
 
 CONFIG = dataclasses.replace(AWKWARD_CONFIGS["grouped"], num_layers=1)
@@ -61,40 +62,41 @@ def softmax(logits):
 
 def test_the_examples_of_the_docstrings():
     inf = np.inf
-    assert generation.greedy(np.array([[0.1, 2.0, 0.3]])).tolist() == [1]
-    assert generation.temperature(np.array([[2.0, 1.0]]), 0.5).tolist() == [[4, 2]]
-    assert generation.top_k(np.array([[1.0, 4.0, 3.0, 2.0]]), 2).tolist() == [[-inf, 4, 3, -inf]]
-    top_p = generation.top_p(np.log([[0.5, 0.3, 0.2]]), 0.6)
+    assert samplers.greedy(np.array([[0.1, 2.0, 0.3]])).tolist() == [1]
+    assert samplers.temperature(np.array([[2.0, 1.0]]), 0.5).tolist() == [[4, 2]]
+    assert samplers.top_k(np.array([[1.0, 4.0, 3.0, 2.0]]), 2).tolist() == [[-inf, 4, 3, -inf]]
+    top_p = samplers.top_p(np.log([[0.5, 0.3, 0.2]]), 0.6)
     assert np.isfinite(top_p).tolist() == [[True, True, False]]
-    min_p = generation.min_p(np.log([[0.6, 0.3, 0.1]]), 0.4)
+    min_p = samplers.min_p(np.log([[0.6, 0.3, 0.1]]), 0.4)
     assert np.isfinite(min_p).tolist() == [[True, True, False]]
-    penalised = generation.repetition_penalty(np.array([[2.0, -2.0, 1.0]]), [[0, 1, 1]], penalty=2)
+    penalised = samplers.repetition_penalty(np.array([[2.0, -2.0, 1.0]]), [[0, 1, 1]], penalty=2)
     assert penalised.tolist() == [[1, -4, 1]]
-    assert generation.draw(np.log([[0.25, 0.5, 0.25]]), [0.7]).tolist() == [1]
+    assert samplers.draw(np.log([[0.25, 0.5, 0.25]]), [0.7]).tolist() == [1]
+    assert samplers.rule_out(np.array([[1.0, 2.0]]), [1]).tolist() == [[1, -inf]]
     assert slide([1, 2, 3, 4, 5], 4) == [4, 5] and slide([1, 2, 3, 4], 4) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("k", [1, 2, 49, 50, 99])
 def test_top_k_is_that_of_transformers(k):
-    np.testing.assert_array_equal(generation.top_k(LOGITS, k), processed("TopKLogitsWarper", k))
+    np.testing.assert_array_equal(samplers.top_k(LOGITS, k), processed("TopKLogitsWarper", k))
 
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.999])
 def test_top_p_and_min_p_are_those_of_transformers(p):
-    np.testing.assert_array_equal(generation.top_p(LOGITS, p), processed("TopPLogitsWarper", p))
-    np.testing.assert_array_equal(generation.min_p(LOGITS, p), processed("MinPLogitsWarper", p))
+    np.testing.assert_array_equal(samplers.top_p(LOGITS, p), processed("TopPLogitsWarper", p))
+    np.testing.assert_array_equal(samplers.min_p(LOGITS, p), processed("MinPLogitsWarper", p))
 
 
 def test_filters_that_are_off_change_nothing():
     off = Sampling(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
-    np.testing.assert_array_equal(generation.next_logits(LOGITS, [[1]] * 4, sampling=off), LOGITS)
+    np.testing.assert_array_equal(samplers.next_logits(LOGITS, [[1]] * 4, sampling=off), LOGITS)
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 2.0])
 def test_repetition_penalty_is_that_of_transformers(penalty):
     ids = np.array([[0, 1, 1], [3, 4, 5], [49, 0, 49], [7, 8, 9]])
     expected = processed("RepetitionPenaltyLogitsProcessor", penalty, ids=ids)
-    actual = generation.repetition_penalty(LOGITS, ids.tolist(), penalty=penalty)
+    actual = samplers.repetition_penalty(LOGITS, ids.tolist(), penalty=penalty)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     assert ((actual <= LOGITS) | (penalty < 1)).all()
 
@@ -105,19 +107,19 @@ def test_filters_act_in_the_order_of_transformers():
     for name, value in (("Temperature", 0.7), ("TopK", 20), ("TopP", 0.9), ("MinP", 0.05)):
         expected = processed(f"{name}LogitsWarper", value, logits=expected)
     sampling = Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, repetition_penalty=1.5)
-    np.testing.assert_allclose(generation.next_logits(LOGITS, ids.tolist(), sampling=sampling), expected, rtol=1e-6)
+    np.testing.assert_allclose(samplers.next_logits(LOGITS, ids.tolist(), sampling=sampling), expected, rtol=1e-6)
 
 
 def test_equal_logits_at_the_border_all_stay():
     logits = np.log([[0.4, 0.2, 0.2, 0.2]])
-    for kept in (generation.top_k(logits, 2), generation.top_p(logits, 0.5)):
+    for kept in (samplers.top_k(logits, 2), samplers.top_p(logits, 0.5)):
         assert np.isfinite(kept).all()
 
 
 def test_drawn_ids_are_as_likely_as_the_logits_say():
-    logits = generation.top_k(LOGITS[:1], 5)
+    logits = samplers.top_k(LOGITS[:1], 5)
     uniforms = (np.arange(20_000) + 0.5) / 20_000
-    drawn = generation.draw(np.repeat(logits, len(uniforms), axis=0), uniforms)
+    drawn = samplers.draw(np.repeat(logits, len(uniforms), axis=0), uniforms)
     shares = np.bincount(drawn, minlength=50) / len(uniforms)
     np.testing.assert_allclose(shares, softmax(logits)[0], atol=1e-4)
     assert set(drawn) == set(np.flatnonzero(np.isfinite(logits[0])))
@@ -126,7 +128,7 @@ def test_drawn_ids_are_as_likely_as_the_logits_say():
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_range_draw_no_id_that_is_ruled_out(uniform):
     logits = np.array([[-np.inf, 1.0, -np.inf, 2.0, -np.inf]])
-    assert generation.draw(logits, [uniform])[0] in (1, 3)
+    assert samplers.draw(logits, [uniform])[0] in (1, 3)
 
 
 def test_greedy_ids_are_those_of_the_reference(engine):
@@ -147,7 +149,7 @@ def test_the_smallest_context_slides_too(model):
 
 def test_any_number_of_prompts_in_any_batch_gives_the_same(engine, batch):
     prompts = [*PROMPTS, [21, 22], PROMPTS[0]]
-    for sampling in (generation.GREEDY, Sampling(top_k=30, repetition_penalty=1.2, seed=3)):
+    for sampling in (samplers.GREEDY, Sampling(top_k=30, repetition_penalty=1.2, seed=3)):
         settings = {"max_new_tokens": 9, "sampling": sampling}
         assert generate(batch, prompts, **settings) == generate(engine, prompts, **settings)
 
@@ -164,6 +166,27 @@ def test_a_seed_reproduces_and_another_differs(engine):
         generate(engine, [[5]], sampling=Sampling(temperature=1.5, seed=seed), max_new_tokens=12) for seed in (7, 7, 8)
     )
     assert first == again != other
+
+
+def test_a_banned_id_is_never_picked_and_the_next_likeliest_is(engine, batch):
+    free = [naive(prompt, 12) for prompt in PROMPTS]
+    banned = free[0][0], free[1][2]
+    replies = generate(batch, PROMPTS, max_new_tokens=12, sampling=Sampling(temperature=0, banned_ids=banned))
+    assert not {*banned} & {index for reply in replies for index in reply}
+    logits = reference.forward(CONFIG, WEIGHTS, PROMPTS[0])[-1]
+    assert replies[0][0] == next(index for index in np.argsort(-logits) if index not in banned)
+    sampled = generate(engine, [PROMPTS[0]], max_new_tokens=30, sampling=Sampling(temperature=3.0, banned_ids=banned))
+    assert not {*banned} & {*sampled[0]}
+
+
+def test_an_answer_has_at_least_so_many_tokens(engine, batch):
+    free = [naive(prompt, 12) for prompt in PROMPTS]
+    stop, shortest = free[0][1], 5
+    assert generate(engine, [PROMPTS[0]], max_new_tokens=12, stop_ids=[stop]) == [free[0][: free[0].index(stop)]]
+    longer = Sampling(temperature=0, min_new_tokens=shortest)
+    replies = generate(batch, PROMPTS, max_new_tokens=12, sampling=longer, stop_ids=[stop])
+    assert all(len(reply) >= shortest and stop not in reply for reply in replies)
+    assert list(stream(engine, PROMPTS[0], max_new_tokens=12, sampling=longer, stop_ids=[stop])) == replies[0]
 
 
 def test_a_reply_ends_before_the_stop_id(engine, batch):
@@ -205,6 +228,8 @@ def test_the_prompt_is_not_punished(engine):
         ({"top_p": 1.1}, "`top_p` must be above 0 and at most 1. Received: 1.1"),
         ({"min_p": 1.2}, "`min_p` must be from 0 to 1. Received: 1.2"),
         ({"repetition_penalty": 0}, "`repetition_penalty` must be above 0. Received: 0"),
+        ({"min_new_tokens": -1}, "`min_new_tokens` must be a whole number, 0 or above. Received: -1"),
+        ({"banned_ids": (3, -1)}, r"`banned_ids` must be token ids, 0 or above. Received: \(3, -1\)"),
         ({"seed": -1}, "`seed` must be a whole number, 0 or above. Received: -1"),
     ],
 )

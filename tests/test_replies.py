@@ -6,8 +6,8 @@ from tiny import tokenizer
 from tiny_json import trained
 
 from smolite.chat import ChatTemplate, Message
-from smolite.generation import Sampling
 from smolite.replies import fit_messages, reply, stream_reply
+from smolite.samplers import Sampling
 from smolite.templates import CHATML
 from smolite.tokenizer_json import JsonTokenizer
 
