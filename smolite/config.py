@@ -4,44 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-# Hugging Face keys that say nothing about the arithmetic of a forward pass.
-_INERT_HF_KEYS = frozenset(
-    "_attn_implementation_autoset _name_or_path architectures attn_implementation bos_token_id "
-    "chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_encoder_decoder is_llama_config "
-    "label2id output_attentions output_hidden_states pad_token_id problem_type return_dict torch_dtype "
-    "transformers.js_config transformers_version use_cache".split()
-)
-# Keys whose only implemented value is the one given here.
-_FIXED_HF_VALUES: dict[str, Any] = {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "model_type": "llama",
-    "pretraining_tp": 1,
-    "rope_interleaved": False,
-    "tie_word_embeddings": True,
-}
-# What LlamaConfig takes where a `config.json` leaves a key out.
-_HF_DEFAULTS = {"norm_epsilon": 1e-6, "context_length": 2048, "rope_theta": 10_000.0}
-_HF_NAMES = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_query_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "head_dim": "head_dim",
-    "context_length": "max_position_embeddings",
-    "rope_theta": "rope_theta",
-    "norm_epsilon": "rms_norm_eps",
-}
-_HF_SCALING_NAMES = {
-    "factor": "factor",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "original_context_length": "original_max_position_embeddings",
-}
+from smolite.hf_config import LLAMA_EXTRAS, OWN_FIELDS, from_hf, to_hf
+
+# The kinds of block (`form`) and of position (`positions`).
+FORMS = ("llama", "smolite-1")
+POSITIONS = ("rotary", "learned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +55,11 @@ class ModelConfig:
         norm_epsilon: added to the mean square in RMSNorm (Zhang and Sennrich 2019).
         dropout: share of activations dropped while training, on the embedding and on every residual branch.
         rope_scaling: a `RopeScaling` or its fields as a dictionary, for models of the Llama 3.1 kind. Default: none.
+        form: `"llama"` (`DecoderBlock`), or `"smolite-1"` for the blocks of the first Smolite (`Smolite1Block`), which have
+            biases and LayerNorm, and no norm after the last block.
+        positions: `"rotary"`, or `"learned"` for a table of `context_length` position embeddings.
+        embedding_norm: whether a LayerNorm follows the embedding.
+        num_encoder_layers: blocks of the encoder; 0 for a decoder alone (`CausalLM`), more for a `Seq2SeqLM`.
 
     Raises:
         ValueError: a field has a value that no model can be built from.
@@ -105,6 +77,10 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     dropout: float = 0.0
     rope_scaling: RopeScaling | None = None
+    form: str = "llama"
+    positions: str = "rotary"
+    embedding_norm: bool = False
+    num_encoder_layers: int = 0
 
     def __post_init__(self) -> None:
         if not self.head_dim:
@@ -113,6 +89,10 @@ class ModelConfig:
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         for name in (field.name for field in dataclasses.fields(self) if field.name != "rope_scaling"):
             _check_field(name, getattr(self, name))
+        if self.rope_scaling and self.positions == "learned":
+            raise ValueError("`rope_scaling` needs rotary positions. Received: learned ones. Leave one of the two out.")
+        if self.num_encoder_layers and self.form != "llama":
+            raise ValueError(f'An encoder needs `form` "llama". Received: {self.form!r}. Leave out one of the two.')
         self._check_heads()
 
     def _default_head_dim(self) -> int:
@@ -140,11 +120,43 @@ class ModelConfig:
             )
 
     @property
+    def is_llama(self) -> bool:
+        """Whether the model is a Llama, as transformers, keras-hub and llama.cpp know it."""
+        return not self._unlike_llama()
+
+    def _unlike_llama(self) -> list[str]:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        names = [name for name in OWN_FIELDS if name not in LLAMA_EXTRAS]
+        return [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
+
+    def check_llama(self, runtime: str) -> None:
+        """Refuses a model that is no Llama, for a runtime that knows no other.
+
+        Raises:
+            ValueError: `is_llama` is false; the field that differs is named.
+        """
+        if other := self._unlike_llama():
+            raise ValueError(
+                f"{runtime} runs Llamas only. Received: a model with {', '.join(other)}. Export it as tflite or saved_model, "
+                "which take every form."
+            )
+
+    @property
     def num_parameters(self) -> int:
-        """Trainable parameters in all: V·D + num_layers · (2·D + 2·D·(Q + K)·H + 3·D·F) + D."""
-        attention = 2 * self.hidden_dim * (self.num_query_heads + self.num_key_value_heads) * self.head_dim
-        block = 2 * self.hidden_dim + attention + 3 * self.hidden_dim * self.intermediate_dim
-        return self.vocab_size * self.hidden_dim + self.num_layers * block + self.hidden_dim
+        """Trainable parameters in all; of a Llama V·D + num_layers · (2·D + 2·D·(Q + K)·H + 3·D·F) + D."""
+        width, inside = self.hidden_dim, self.intermediate_dim
+        attention = 2 * width * (self.num_query_heads + self.num_key_value_heads) * self.head_dim
+        if self.form == "llama":
+            block, final_norm = 2 * width + attention + 3 * width * inside, width
+        else:
+            biases = (self.num_query_heads + 2 * self.num_key_value_heads) * self.head_dim + width
+            adapter = (width + 1) * (width // 2)
+            mlp = 2 * (width // 2 + 1) * inside + (inside + 1) * width
+            block, final_norm = 8 * width + attention + biases + adapter + mlp, 0
+        first = self.vocab_size * width + (self.positions == "learned") * self.context_length * width
+        encoder = self.num_encoder_layers * block + self.num_layers * (width + attention) + width
+        rest = self.num_layers * block + final_norm + bool(self.num_encoder_layers) * encoder
+        return first + self.embedding_norm * 2 * width + rest
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> "ModelConfig":
@@ -180,22 +192,11 @@ class ModelConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The config as `transformers` writes a LlamaConfig; what it has no name for goes under `"smolite"`."""
-        fields = self.to_dict()
-        named = {hf: fields[ours] for ours, hf in _HF_NAMES.items()}
-        fixed = {key: value for key, value in _FIXED_HF_VALUES.items() if key != "rope_interleaved"}
-        scaling = {hf: fields["rope_scaling"][ours] for ours, hf in _HF_SCALING_NAMES.items()} if self.rope_scaling else {}
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            **named,
-            **fixed,
-            **({"rope_scaling": {"rope_type": "llama3", **scaling}} if scaling else {}),
-            "dtype": "float32",
-            "smolite": {"dropout": self.dropout},
-        }
+        return to_hf(self.to_dict(), llama=self.is_llama)
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "ModelConfig":
-        """The config of a Llama-shaped Hugging Face model (LlamaConfig, SmolLM2).
+        """The config of a Llama-shaped Hugging Face model (LlamaConfig, SmolLM2), or of one that smolite wrote.
 
         Args:
             hf: contents of its `config.json`.
@@ -203,48 +204,24 @@ class ModelConfig:
         Raises:
             ValueError: an attribute has a value that is not implemented, or is not known; each is named.
         """
-        hf = _flatten_rope_parameters(hf)
-        refused = [
-            f"{key}={hf[key]!r} (only {value!r} is implemented)"
-            for key, value in _FIXED_HF_VALUES.items()
-            if hf.get(key, value) != value
-        ]
-        scaling = _read_scaling(hf.pop("rope_scaling", None), refused=refused)
-        known = {"smolite", *_HF_NAMES.values(), *_FIXED_HF_VALUES, *_INERT_HF_KEYS}
-        refused += [f"{key}={hf[key]!r} (not known)" for key in sorted(set(hf) - known)]
-        if refused:
-            raise ValueError(f"This model needs what smolite does not implement: {'; '.join(refused)}.")
-        fields = {ours: hf[key] for ours, key in _HF_NAMES.items() if hf.get(key) is not None}
-        fields.setdefault("num_key_value_heads", fields.get("num_query_heads"))
-        return cls.from_dict({**_HF_DEFAULTS, **fields, "rope_scaling": scaling, **hf.get("smolite", {})})
+        return cls.from_dict(from_hf(hf))
 
 
-def _flatten_rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` of transformers 5 as the two keys of transformers 4."""
-    hf = dict(hf)
-    rope = dict(hf.pop("rope_parameters", None) or {})
-    if "rope_theta" in rope:
-        hf["rope_theta"] = rope.pop("rope_theta")
-    if rope not in ({}, {"rope_type": "default"}):
-        hf["rope_scaling"] = rope
-    return hf
+_CHOICES: dict[str, tuple[Any, ...]] = {"form": FORMS, "positions": POSITIONS, "embedding_norm": (False, True)}
 
 
-def _read_scaling(hf: Any, *, refused: list[str]) -> dict[str, Any] | None:
-    """Our fields of a `rope_scaling`; what is not implemented is added to `refused`."""
-    if hf in (None, {"rope_type": "default"}, {"type": "default"}):
-        return None
-    names = {"rope_type", *_HF_SCALING_NAMES.values()}
-    if not isinstance(hf, dict) or set(hf) != names or hf["rope_type"] != "llama3":
-        refused.append(f"rope_scaling={hf!r} (only None and 'llama3' with its four numbers are implemented)")
-        return None
-    return {ours: hf[theirs] for ours, theirs in _HF_SCALING_NAMES.items()}
+def _listed(choices: tuple[Any, ...]) -> str:
+    return " or ".join(map(repr, choices))
 
 
 def _check_field(name: str, value: Any) -> None:
     """Refuses a value out of the field's range."""
     if name == "dropout":
         good, expected = isinstance(value, (int, float)) and 0 <= value < 1, "a number from 0 to below 1"
+    elif name in _CHOICES:
+        good, expected = value in _CHOICES[name] and type(value) is type(_CHOICES[name][0]), _listed(_CHOICES[name])
+    elif name == "num_encoder_layers":
+        good, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number, 0 or above"
     elif name in ("rope_theta", "norm_epsilon"):
         good, expected = isinstance(value, (int, float)) and value > 0, "a positive number"
     else:
@@ -286,6 +263,18 @@ PRESETS: dict[str, ModelConfig] = {
         hidden_dim=512,
         intermediate_dim=1376,
         context_length=1024,
+    ),
+    # The first Smolite: `intermediate_dim` is half of its d_ff, whose two halves were gate and value.
+    "smolite-1": ModelConfig(
+        vocab_size=32_768,
+        num_layers=12,
+        num_query_heads=8,
+        num_key_value_heads=8,
+        hidden_dim=256,
+        intermediate_dim=512,
+        context_length=100,
+        dropout=0.1,
+        form="smolite-1",
     ),
     "smollm2-135m": _smollm2(num_layers=30, num_query_heads=9, num_key_value_heads=3, hidden_dim=576, intermediate_dim=1536),
     "smollm2-360m": _smollm2(num_layers=32, num_query_heads=15, num_key_value_heads=5, hidden_dim=960, intermediate_dim=2560),

@@ -8,6 +8,7 @@ Cached and uncached forward are the same arithmetic: without a cache, the keys a
 """
 
 import math
+from functools import partial
 
 import keras
 from keras import ops
@@ -16,10 +17,12 @@ from keras import ops
 MASKED_SCORE = -1e9
 
 
-def projection(width: int, *, name: str, dtype=None) -> keras.layers.Dense:
-    """A linear map to `width` features without bias, drawn as Llama draws its weights (normal, 0.02)."""
+def projection(width: int, *, name: str, use_bias: bool = False, activation=None, dtype=None) -> keras.layers.Dense:
+    """A linear map to `width` features, drawn as Llama draws its weights (normal, 0.02)."""
     initializer = keras.initializers.RandomNormal(stddev=0.02)
-    return keras.layers.Dense(width, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype)
+    return keras.layers.Dense(
+        width, activation=activation, use_bias=use_bias, kernel_initializer=initializer, name=name, dtype=dtype
+    )
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -42,19 +45,22 @@ class RotaryEmbedding(keras.layers.Layer):
         """(B, T) token ids and, unless they count from 0, their (B or 1, T) positions → two (B or 1, T, 1, H / 2) tables."""
         if positions is None:
             positions = ops.expand_dims(ops.arange(ops.shape(tokens)[1], dtype="int32"), 0)
-        exponents = ops.arange(0, self.head_dim, 2, dtype="float32") / self.head_dim
-        frequencies = 1.0 / ops.power(ops.convert_to_tensor(self.theta, "float32"), exponents)
+        frequencies = self._frequencies()
         if self.scaling:
-            frequencies = frequencies * self._stretch(frequencies, **self.scaling)
+            frequencies = frequencies * self.stretch()
         angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies
         return ops.cos(angles), ops.sin(angles)
 
-    def _stretch(self, frequencies, *, factor, low_frequency_factor, high_frequency_factor, original_context_length):
-        """The share of its speed that each frequency keeps, from 1 / factor to 1."""
-        turns = frequencies * (original_context_length / (2 * math.pi))
-        kept = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)
-        kept = ops.clip(kept, 0.0, 1.0)
-        return kept + (1.0 - kept) / factor
+    def _frequencies(self):
+        exponents = ops.arange(0, self.head_dim, 2, dtype="float32") / self.head_dim
+        return 1.0 / ops.power(ops.convert_to_tensor(self.theta, "float32"), exponents)
+
+    def stretch(self):
+        """The share of its speed that each of the H / 2 frequencies keeps under `scaling`, from 1 / factor to 1."""
+        low, high = self.scaling["low_frequency_factor"], self.scaling["high_frequency_factor"]
+        turns = self._frequencies() * (self.scaling["original_context_length"] / (2 * math.pi))
+        kept = ops.clip((turns - low) / (high - low), 0.0, 1.0)
+        return kept + (1.0 - kept) / self.scaling["factor"]
 
     def get_config(self):
         return {**super().get_config(), "head_dim": self.head_dim, "theta": self.theta, "scaling": self.scaling}
@@ -108,29 +114,45 @@ class LightweightAttn(keras.layers.Layer):
         num_query_heads: Q.
         num_key_value_heads: K, a divisor of Q.
         head_dim: H.
+        use_bias: whether the four projections have one.
+        dropout: share of the attention weights dropped while training.
     """
 
-    def __init__(self, num_query_heads: int, num_key_value_heads: int, head_dim: int, **kwargs):
+    def __init__(
+        self,
+        num_query_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        *,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_query_heads = num_query_heads
         self.num_key_value_heads = num_key_value_heads
         self.head_dim = head_dim
-        self.query = projection(num_query_heads * head_dim, name="query", dtype=self.dtype_policy)
-        self.key = projection(num_key_value_heads * head_dim, name="key", dtype=self.dtype_policy)
-        self.value = projection(num_key_value_heads * head_dim, name="value", dtype=self.dtype_policy)
+        self.use_bias = use_bias
+        self.drop = keras.layers.Dropout(dropout, dtype="float32")
+        self.query = self._projection(num_query_heads * head_dim, name="query")
+        self.key = self._projection(num_key_value_heads * head_dim, name="key")
+        self.value = self._projection(num_key_value_heads * head_dim, name="value")
+
+    def _projection(self, width, *, name):
+        return projection(width, name=name, use_bias=self.use_bias, dtype=self.dtype_policy)
 
     def build(self, hidden_shape):
-        self.output_projection = projection(hidden_shape[-1], name="output", dtype=self.dtype_policy)
+        self.output_projection = self._projection(hidden_shape[-1], name="output")
         for dense in (self.query, self.key, self.value):
             dense.build(hidden_shape)
         self.output_projection.build((*hidden_shape[:-1], self.num_query_heads * self.head_dim))
 
-    def call(self, hidden, rotary, mask, cache=None, slot=None):
+    def call(self, hidden, rotary, mask, cache=None, slot=None, training=None):
         """Attends from the new tokens to the cache, or to themselves where there is none.
 
         Args:
             hidden: (B, T, D).
-            rotary: cosines and sines of the new tokens, from `RotaryEmbedding`.
+            rotary: cosines and sines of the new tokens, from `RotaryEmbedding`; None where positions are learned.
             mask: additive, (B or 1, 1, G·T, S), from `CausalMask` or `repeat_for_groups`.
             cache: keys (B, K, S, H) and values (B, K, H, S) of all slots.
             slot: scalar int, where in the cache the new keys and values go. It must hold that slot + T <= S.
@@ -139,27 +161,16 @@ class LightweightAttn(keras.layers.Layer):
             (B, T, D), and the updated cache (without one: the new keys and values in its layout).
         """
         heads = (-1, ops.shape(hidden)[1], self.num_key_value_heads)
-        query = rotate(ops.reshape(self.query(hidden), (*heads[:2], self.num_query_heads, self.head_dim)), *rotary)
-        key = rotate(ops.reshape(self.key(hidden), (*heads, self.head_dim)), *rotary)
+        query = ops.reshape(self.query(hidden), (*heads[:2], self.num_query_heads, self.head_dim))
+        key = ops.reshape(self.key(hidden), (*heads, self.head_dim))
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
         value = ops.reshape(self.value(hidden), (*heads, self.head_dim))
         cache = update_cache(cache, ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 3, 1)), slot)
-        mixed = self._attend(query * self.head_dim**-0.5, *cache, mask)
+        mixed = attend(query * self.head_dim**-0.5, *cache, mask, partial(self.drop, training=training))
         return self.output_projection(mixed), cache
 
-    def _attend(self, query, keys, values, mask):
-        """(B, T, Q, H) scaled queries over all keys and values → (B, T, Q·H)."""
-        kv, groups = self.num_key_value_heads, self.num_query_heads // self.num_key_value_heads
-        length = ops.shape(query)[1]
-        query = ops.reshape(query, (-1, length, kv, groups, self.head_dim))
-        query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, kv, groups * length, self.head_dim))
-        scores = ops.matmul(query, ops.swapaxes(keys, -1, -2))  # (B, K, G·T, S)
-        weights = ops.softmax(ops.cast(scores, "float32") + ops.cast(mask, "float32"))
-        mixed = ops.matmul(ops.cast(weights, values.dtype), ops.swapaxes(values, -1, -2))
-        mixed = ops.reshape(mixed, (-1, kv, groups, length, self.head_dim))
-        mixed = ops.transpose(mixed, (0, 3, 1, 2, 4))
-        return ops.reshape(mixed, (-1, length, self.num_query_heads * self.head_dim))
-
-    def compute_output_spec(self, hidden, rotary, mask, cache=None, slot=None):
+    def compute_output_spec(self, hidden, rotary, mask, cache=None, slot=None, training=None):
         batch, length, _ = hidden.shape
         kv, slots = self.num_key_value_heads, length if cache is None else cache[0].shape[2]
         keys = keras.KerasTensor((batch, kv, slots, self.head_dim), dtype=self.compute_dtype)
@@ -168,7 +179,22 @@ class LightweightAttn(keras.layers.Layer):
 
     def get_config(self):
         heads = {"num_query_heads": self.num_query_heads, "num_key_value_heads": self.num_key_value_heads}
-        return {**super().get_config(), **heads, "head_dim": self.head_dim}
+        rest = {"head_dim": self.head_dim, "use_bias": self.use_bias, "dropout": self.drop.rate}
+        return {**super().get_config(), **heads, **rest}
+
+
+def attend(query, keys, values, mask, drop=lambda weights: weights):
+    """Scaled (B, T, Q, H) queries over (B, K, S, H) keys and (B, K, H, S) values → (B, T, Q·H); the mask as in the layer."""
+    (_, length, num_query_heads, width), kv = query.shape, keys.shape[1]
+    length, groups = ops.shape(query)[1] if length is None else length, num_query_heads // kv
+    query = ops.reshape(query, (-1, length, kv, groups, width))
+    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, kv, groups * length, width))
+    scores = ops.matmul(query, ops.swapaxes(keys, -1, -2))  # (B, K, G·T, S)
+    weights = drop(ops.softmax(ops.cast(scores, "float32") + ops.cast(mask, "float32")))
+    mixed = ops.matmul(ops.cast(weights, values.dtype), ops.swapaxes(values, -1, -2))
+    mixed = ops.reshape(mixed, (-1, kv, groups, length, width))
+    mixed = ops.transpose(mixed, (0, 3, 1, 2, 4))
+    return ops.reshape(mixed, (-1, length, num_query_heads * width))
 
 
 def update_cache(cache, new_keys, new_values, slot):
@@ -187,16 +213,21 @@ class SwiGLU(keras.layers.Layer):
 
     Args:
         intermediate_dim: F, the width inside.
+        use_bias: whether the three projections have one.
+        output_dim: features of the output. Default: as many as come in.
     """
 
-    def __init__(self, intermediate_dim: int, **kwargs):
+    def __init__(self, intermediate_dim: int, *, use_bias: bool = False, output_dim: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
-        self.gate = projection(intermediate_dim, name="gate", dtype=self.dtype_policy)
-        self.up = projection(intermediate_dim, name="up", dtype=self.dtype_policy)
+        self.use_bias = use_bias
+        self.output_dim = output_dim
+        self.gate = projection(intermediate_dim, name="gate", use_bias=use_bias, dtype=self.dtype_policy)
+        self.up = projection(intermediate_dim, name="up", use_bias=use_bias, dtype=self.dtype_policy)
 
     def build(self, hidden_shape):
-        self.down = projection(hidden_shape[-1], name="down", dtype=self.dtype_policy)
+        width = self.output_dim or hidden_shape[-1]
+        self.down = projection(width, name="down", use_bias=self.use_bias, dtype=self.dtype_policy)
         self.gate.build(hidden_shape)
         self.up.build(hidden_shape)
         self.down.build((*hidden_shape[:-1], self.intermediate_dim))
@@ -206,10 +237,11 @@ class SwiGLU(keras.layers.Layer):
         return self.down(ops.silu(self.gate(hidden)) * self.up(hidden))
 
     def compute_output_shape(self, hidden_shape):
-        return hidden_shape
+        return (*hidden_shape[:-1], self.output_dim or hidden_shape[-1])
 
     def get_config(self):
-        return {**super().get_config(), "intermediate_dim": self.intermediate_dim}
+        rest = {"use_bias": self.use_bias, "output_dim": self.output_dim}
+        return {**super().get_config(), "intermediate_dim": self.intermediate_dim, **rest}
 
 
 @keras.saving.register_keras_serializable("smolite")

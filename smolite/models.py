@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from smolite.config import ModelConfig
-from smolite.layers import CausalMask, DecoderBlock, RotaryEmbedding, repeat_for_groups
+from smolite.forms import PositionEmbedding, block_of
+from smolite.layers import CausalMask, RotaryEmbedding, repeat_for_groups
 
 INPUT_NAMES = ("loss_at", "positions", "segments", "tokens")
 
@@ -32,7 +33,7 @@ class TakePositions(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("smolite")
 class CausalLM(keras.Model):
-    """A Llama-shaped causal language model.
+    """A causal language model: a Llama, or of another form that its config chooses.
 
     The functional graph takes a dictionary; only `"tokens"` is required, and a bare array of token ids works too.
 
@@ -45,7 +46,7 @@ class CausalLM(keras.Model):
     logits of real tokens, because attention is causal.
 
     Args:
-        config: a `ModelConfig`.
+        config: a `ModelConfig` without encoder layers.
         dtype: a Keras dtype or policy, for example `"mixed_bfloat16"`.
 
     Example:
@@ -56,6 +57,7 @@ class CausalLM(keras.Model):
     """
 
     def __init__(self, config: ModelConfig, *, dtype: Any = None, **kwargs: Any):
+        _check_no_encoder(config)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         num_groups = config.num_query_heads // config.num_key_value_heads
         token_embedding = keras.layers.ReversibleEmbedding(
@@ -65,47 +67,47 @@ class CausalLM(keras.Model):
             name="token_embedding",
             dtype=policy,
         )
-        scaling = config.to_dict()["rope_scaling"]
-        rotary = RotaryEmbedding(config.head_dim, config.rope_theta, scaling=scaling, name="rotary")
-        blocks = [_block(config, name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
-        final_norm = keras.layers.RMSNormalization(epsilon=config.norm_epsilon, name="final_norm", dtype=policy)
+        position_embedding, rotary, embedding_norm = position_layers(config, dtype=policy)
+        blocks = [block_of(config, name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
+        final_norm = None  # where each block ends in a norm
+        if config.form == "llama":
+            final_norm = keras.layers.RMSNormalization(epsilon=config.norm_epsilon, name="final_norm", dtype=policy)
 
         inputs = {name: keras.Input((None,), dtype="int32", name=name, optional=name != "tokens") for name in INPUT_NAMES}
-        tables = rotary(inputs["tokens"], inputs["positions"])
+        tables = rotary and rotary(inputs["tokens"], inputs["positions"])
         mask = CausalMask(num_groups, name="causal_mask")(inputs["tokens"], inputs["segments"])
-        hidden = token_embedding(inputs["tokens"])
-        hidden = keras.layers.Dropout(config.dropout, name="embedding_dropout", dtype=policy)(hidden)
+        hidden = with_positions(token_embedding(inputs["tokens"]), inputs["positions"], position_embedding, embedding_norm)
+        dropout = config.dropout if config.form == "llama" else 0.0
+        hidden = keras.layers.Dropout(dropout, name="embedding_dropout", dtype=policy)(hidden)
         for block in blocks:
             hidden, _ = block(hidden, tables, mask)
         hidden = TakePositions(name="take_positions", dtype=policy)(hidden, inputs["loss_at"])
-        super().__init__(inputs=inputs, outputs=_logits(hidden, final_norm, token_embedding), dtype=policy, **kwargs)
+        super().__init__(inputs=inputs, outputs=tied_logits(hidden, final_norm, token_embedding), dtype=policy, **kwargs)
 
         self.config = config
         self.num_groups = num_groups
-        self.token_embedding, self.rotary, self.blocks, self.final_norm = (
-            token_embedding,
-            rotary,
-            blocks,
-            final_norm,
-        )
+        self.token_embedding, self.blocks, self.final_norm = token_embedding, blocks, final_norm
+        self.position_embedding, self.rotary, self.embedding_norm = position_embedding, rotary, embedding_norm
         self.input_spec = None  # `call` completes the inputs; Keras would count the missing ones as an error
 
     def call(self, inputs, training=None, mask=None):
         """Logits of the next token; see the class for inputs and output."""
-        return super().call(_complete(inputs), training=training)
+        inputs = complete_inputs(inputs, INPUT_NAMES)
+        check_length(inputs["tokens"].shape[1], self.config)
+        return super().call(inputs, training=training)
 
     def compute_output_spec(self, inputs, training=None, mask=None):
-        inputs = _complete(inputs)
+        inputs = complete_inputs(inputs, INPUT_NAMES)
         rows = inputs["tokens"] if inputs["loss_at"] is None else inputs["loss_at"]
         return keras.KerasTensor((*rows.shape, self.config.vocab_size), dtype="float32")
 
     def embed(self, tokens):
-        """(B, T) token ids → (B, T, D)."""
+        """(B, T) token ids → (B, T, D), before anything is known of their positions."""
         return self.token_embedding(tokens)
 
     def head(self, hidden):
         """(B, T, D) → float32 logits (B, T, V): final norm, then the embedding table as output projection."""
-        return _logits(hidden, self.final_norm, self.token_embedding)
+        return tied_logits(hidden, self.final_norm, self.token_embedding)
 
     def empty_cache(self, batch_size: int, length: int | None = None) -> list[tuple[Any, Any]]:
         """Zeroed keys (B, K, S, H) and values (B, K, H, S) for every layer, in the compute dtype.
@@ -138,7 +140,8 @@ class CausalLM(keras.Model):
         length = hidden.shape[1]
         if positions is None:
             positions = (slot + ops.arange(length, dtype="int32"))[None]
-        rotary = self.rotary(positions, positions)
+        hidden = with_positions(hidden, positions, self.position_embedding, self.embedding_norm)
+        rotary = self.rotary and self.rotary(positions, positions)
         mask = mask if length == 1 else repeat_for_groups(mask, self.num_groups)
         new_cache = []
         for block, layer_cache in zip(self.blocks, cache, strict=True):
@@ -161,31 +164,67 @@ class CausalLM(keras.Model):
         return cls(ModelConfig.from_dict(config["config"]), dtype=dtype, name=config["name"])
 
 
-def _block(config: ModelConfig, *, name: str, dtype: Any) -> DecoderBlock:
-    return DecoderBlock(
-        config.num_query_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        intermediate_dim=config.intermediate_dim,
-        norm_epsilon=config.norm_epsilon,
-        dropout=config.dropout,
-        name=name,
-        dtype=dtype,
-    )
+def position_layers(config: ModelConfig, *, dtype: Any) -> tuple[Any, Any, Any]:
+    """The table of learned positions, the rotary embedding, and the norm after the embedding; None for what there is not."""
+    table, rotary, norm = None, None, None
+    if config.positions == "learned":
+        table = PositionEmbedding(config.context_length, name="position_embedding", dtype=dtype)
+    else:
+        scaling = config.to_dict()["rope_scaling"]
+        rotary = RotaryEmbedding(config.head_dim, config.rope_theta, scaling=scaling, name="rotary")
+    if config.embedding_norm:
+        norm = keras.layers.LayerNormalization(epsilon=config.norm_epsilon, name="embedding_norm", dtype=dtype)
+    return table, rotary, norm
 
 
-def _logits(hidden, final_norm, token_embedding):
-    return ops.cast(token_embedding(final_norm(hidden), reverse=True), "float32")
+def check_length(length: int | None, config: ModelConfig) -> None:
+    """Refuses rows longer than a table of learned positions.
 
-
-def _complete(inputs):
-    """The input dictionary with `None` for what was not given."""
-    if not isinstance(inputs, dict):
-        return {**dict.fromkeys(INPUT_NAMES), "tokens": inputs}
-    unknown = sorted(set(inputs) - set(INPUT_NAMES))
-    if unknown or inputs.get("tokens") is None:
+    Raises:
+        ValueError: `length`, where it is known, is more than `context_length`.
+    """
+    if config.positions == "learned" and length is not None and length > config.context_length:
         raise ValueError(
-            f'The model takes a dictionary with "tokens" and optionally positions, segments, loss_at. '
-            f"Received keys: {', '.join(map(str, inputs)) or 'none'}. Leave out: {', '.join(unknown) or 'nothing'}."
+            f"With learned positions, rows must have at most {config.context_length} tokens, the `context_length`. Received: "
+            f"{length}. Shorten them, or train a model of a longer context."
         )
-    return {name: inputs.get(name) for name in INPUT_NAMES}
+
+
+def _check_no_encoder(config: ModelConfig) -> None:
+    if config.num_encoder_layers:
+        raise ValueError(
+            f"A `CausalLM` has no encoder. Received: a config with {config.num_encoder_layers} encoder layers. Build a "
+            "`Seq2SeqLM` of it, or set `num_encoder_layers` to 0."
+        )
+
+
+def with_positions(hidden, positions, position_embedding, embedding_norm):
+    """Token embeddings with what their positions add, normalized where the config says so."""
+    if position_embedding is not None:
+        hidden = position_embedding(hidden, positions)
+    return hidden if embedding_norm is None else embedding_norm(hidden)
+
+
+def tied_logits(hidden, final_norm, token_embedding):
+    """(B, T, D) → float32 logits (B, T, V): final norm, where there is one, then the embedding table as output projection."""
+    hidden = hidden if final_norm is None else final_norm(hidden)
+    return ops.cast(token_embedding(hidden, reverse=True), "float32")
+
+
+def complete_inputs(inputs, names, needed=("tokens",)):
+    """The inputs of a model by name, with `None` for what was not given. A bare array is the tokens, where that is enough.
+
+    Raises:
+        ValueError: a name is unknown, or one that is needed is missing.
+    """
+    if not isinstance(inputs, dict) and len(needed) == 1:
+        return {**dict.fromkeys(names), needed[0]: inputs}
+    given = inputs if isinstance(inputs, dict) else {}
+    unknown = sorted(set(given) - set(names))
+    if unknown or any(given.get(name) is None for name in needed):
+        needs, others = " and ".join(f'"{name}"' for name in needed), [name for name in names if name not in needed]
+        raise ValueError(
+            f"The model takes a dictionary with {needs} and optionally {', '.join(others)}. "
+            f"Received keys: {', '.join(map(str, given)) or 'none'}. Leave out: {', '.join(unknown) or 'nothing'}."
+        )
+    return {name: given.get(name) for name in names}

@@ -18,6 +18,15 @@ _EMBEDDING = "model.embed_tokens.weight"
 _TIED_HEAD = "lm_head.weight"
 _INERT_SUFFIX = ".rotary_emb.inv_freq"  # old versions of transformers saved what follows from `rope_theta`
 _FLOATS = ("float32", "float16", "bfloat16")
+# Where layers keep their variables, and what Hugging Face calls those.
+_ATTRIBUTES = {
+    "embeddings": "weight",
+    "kernel": "weight",
+    "scale": "weight",
+    "gamma": "weight",
+    "bias": "bias",
+    "beta": "bias",
+}
 _NAMES_SHOWN = 3
 _ROWS = 1024  # of two tables that are compared at a time
 Header = tuple[tuple[int, ...], str]  # shape and dtype
@@ -204,25 +213,40 @@ def _check_head(tensors: Mapping[str, np.ndarray]) -> None:
 
 def _places(model: CausalLM) -> dict[str, Place]:
     """For each Hugging Face name the layer and the attribute that hold the weight."""
-    places = {
-        _EMBEDDING: (model.token_embedding, "embeddings"),
-        "model.norm.weight": (model.final_norm, "scale"),
+    layers = {
+        "embed_tokens": model.token_embedding,
+        "embed_positions": model.position_embedding,
+        "embed_norm": model.embedding_norm,
+        "norm": model.final_norm,
     }
     for number, block in enumerate(model.blocks):
-        attention, mlp = block.attention, block.mlp
-        layers = {
-            "input_layernorm": (block.attention_norm, "scale"),
-            "self_attn.q_proj": (attention.query, "kernel"),
-            "self_attn.k_proj": (attention.key, "kernel"),
-            "self_attn.v_proj": (attention.value, "kernel"),
-            "self_attn.o_proj": (attention.output_projection, "kernel"),
-            "post_attention_layernorm": (block.mlp_norm, "scale"),
-            "mlp.gate_proj": (mlp.gate, "kernel"),
-            "mlp.up_proj": (mlp.up, "kernel"),
-            "mlp.down_proj": (mlp.down, "kernel"),
+        layers |= {f"layers.{number}.{name}": layer for name, layer in _layers_of(block).items()}
+    return {
+        f"model.{name}.{suffix}": (layer, attribute)
+        for name, layer in layers.items()
+        for attribute, suffix in _ATTRIBUTES.items()
+        if isinstance(getattr(layer, attribute, None), keras.Variable)
+    }
+
+
+def _layers_of(block: Any) -> dict[str, Any]:
+    """The layers of a block under Hugging Face's names; what Llama has no name for keeps ours."""
+    attention, mlp = block.attention, block.mlp
+    norms = {"input_layernorm": block.attention_norm, "post_attention_layernorm": block.mlp_norm}
+    own = {name: getattr(block, name) for name in ("input_norm", "adapter", "output_norm") if hasattr(block, name)}
+    return (
+        norms
+        | own
+        | {
+            "self_attn.q_proj": attention.query,
+            "self_attn.k_proj": attention.key,
+            "self_attn.v_proj": attention.value,
+            "self_attn.o_proj": attention.output_projection,
+            "mlp.gate_proj": mlp.gate,
+            "mlp.up_proj": mlp.up,
+            "mlp.down_proj": mlp.down,
         }
-        places |= {f"model.layers.{number}.{name}.weight": place for name, place in layers.items()}
-    return places
+    )
 
 
 def _check_names(places: Iterable[str], tensors: Iterable[str]) -> None:

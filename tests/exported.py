@@ -56,7 +56,7 @@ def random_weights(model: CausalLM, seed: int) -> None:
     """Gives every weight, norm scales too, random values that make a lively model."""
     random = np.random.default_rng(seed)
     for weight in model.weights:
-        is_scale = weight.path.endswith("scale")
+        is_scale = weight.path.endswith(("scale", "gamma"))
         weight.assign(random.uniform(0.5, 1.5, weight.shape) if is_scale else random.normal(0, 0.08, weight.shape))
 
 

@@ -4,6 +4,8 @@ The arithmetic shares nothing with `smolite` but the names of the config. Weight
 a projection is (outputs, inputs), so it is applied as `x @ weight.T`.
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras import ops
@@ -48,11 +50,19 @@ AWKWARD_CONFIGS = {
         rope_theta=300.0,
     ),
 }
+# Learned positions with a norm after the embedding, as an encoder-decoder has them, for a decoder alone.
+LEARNED_POSITIONS = dataclasses.replace(AWKWARD_CONFIGS["grouped"], positions="learned", embedding_norm=True)
 
 
 def rms_norm(x, scale, epsilon):
     """x / sqrt(mean(x²) + epsilon) · scale over the features."""
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + epsilon) * scale
+
+
+def layer_norm(x, scale, shift, epsilon):
+    """(x - mean) / sqrt(variance + epsilon) · scale + shift over the features."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + epsilon) * scale + shift
 
 
 def softmax(x):
@@ -77,8 +87,9 @@ def attention(x, w, config, positions, segments):
     heads = []
     for h in range(config.num_query_heads):
         kv = slice(h // groups * size, (h // groups + 1) * size)
-        query = rope(x @ w["q"][h * size : (h + 1) * size].T, positions, config.rope_theta)
-        key = rope(x @ w["k"][kv].T, positions, config.rope_theta)
+        query, key = x @ w["q"][h * size : (h + 1) * size].T, x @ w["k"][kv].T
+        if config.positions == "rotary":
+            query, key = (rope(each, positions, config.rope_theta) for each in (query, key))
         scores = np.where(visible, query @ key.T / np.sqrt(size), -np.inf)
         heads.append(softmax(scores) @ (x @ w["v"][kv].T))
     return np.concatenate(heads, axis=-1) @ w["o"].T
@@ -107,6 +118,10 @@ def forward(config, weights, tokens, *, positions=None, segments=None):
     positions = np.arange(len(tokens)) if positions is None else np.asarray(positions)
     segments = np.zeros(len(tokens), int) if segments is None else np.asarray(segments)
     x = weights["model.embed_tokens.weight"][np.asarray(tokens)]
+    if config.positions == "learned":
+        x = x + weights["model.embed_positions.weight"][positions]
+    if config.embedding_norm:
+        x = layer_norm(x, weights["model.embed_norm.weight"], weights["model.embed_norm.bias"], config.norm_epsilon)
     for i in range(config.num_layers):
         x = block(x, weights, i, config, positions, segments)
     x = rms_norm(x, weights["model.norm.weight"], config.norm_epsilon)
@@ -126,6 +141,10 @@ def tensor_shapes(config):
     d, f, size = config.hidden_dim, config.intermediate_dim, config.head_dim
     q, kv = config.num_query_heads * size, config.num_key_value_heads * size
     shapes = {"model.embed_tokens.weight": (config.vocab_size, d)}
+    if config.positions == "learned":
+        shapes["model.embed_positions.weight"] = (config.context_length, d)
+    if config.embedding_norm:
+        shapes |= {"model.embed_norm.weight": (d,), "model.embed_norm.bias": (d,)}
     for i in range(config.num_layers):
         attn = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
         mlp = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from smolite.config import PRESETS, ModelConfig
 
-ALL_CONFIGS = {**AWKWARD_CONFIGS, **PRESETS}
+ALL_CONFIGS = {**AWKWARD_CONFIGS, **{name: config for name, config in PRESETS.items() if config.is_llama}}
 CONFIGS = pytest.mark.parametrize("config", ALL_CONFIGS.values(), ids=ALL_CONFIGS)
 SHAPE = {
     "vocab_size": 64,

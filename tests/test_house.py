@@ -24,19 +24,19 @@ CODE = SOURCES + sorted(path for folder in BESIDE for path in folder.rglob("*.py
 
 # A file imports only from files above it. A package, here `exporters`, stands for its `__init__.py`.
 ORDER = """
-    config files cross_entropy layers models normalization sentencepiece_model tokenizer tokenizer_json sources hub dialogues
-    chat templates packing data decoding engines generation replies evaluation weights checkpoint curves callbacks options
-    training workplace recipes
+    hf_config config files cross_entropy layers forms models normalization sentencepiece_model tokenizer tokenizer_json
+    sources hub dialogues chat templates packing data decoding engines samplers generation replies evaluation weights
+    smolite1 checkpoint curves callbacks options training workplace recipes
     exporters.native_log exporters.signatures exporters.client_files exporters.cached_engine
     exporters.saved_model exporters.flatbuffer exporters.litert_engine exporters.quantization exporters.tflite
     exporters.gguf exporters.llama_cpp_engine exporters.keras_hub
     exporters.report exporters.reference exporters.targets exporters.verification exporters exporters.__main__
-    demo verbs cli __main__
+    answers app demo verbs cli __main__
 """.split()
 BACKENDS = {"tensorflow", "jax", "torch"}
 LIGHT = {"keras", "numpy", "safetensors", "sentencepiece", "smolite", *sys.stdlib_module_names}
 # Their functions may: the compiled step, and what comes from the hub.
-SEAMS = {"decoding", "sources", "hub", "templates", "tokenizer_json"}
+SEAMS = {"decoding", "sources", "hub", "templates", "tokenizer_json", "smolite1"}
 MOST_LINES, MOST_STATEMENT_LINES = 300, 40
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")

@@ -142,6 +142,8 @@ def _head(model: "CausalLM", hidden):
     import tensorflow as tf
 
     norm = model.final_norm
+    if norm is None:
+        return model.head(hidden)
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(hidden), axis=-1, keepdims=True) + norm.epsilon)
     normed = (hidden * norm.scale.value) * inverse
     table = model.token_embedding.embeddings.value
