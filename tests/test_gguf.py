@@ -157,10 +157,23 @@ def test_what_gguf_does_not_take_is_refused(run):
         export(run.path, format="gguf", cache_length=32)
 
 
-def test_scaled_positions_are_refused(tokenizer, tmp_path):
-    scaling = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context_length=32)
-    run = checkpoint.Run(CausalLM(dataclasses.replace(BLOCKY, rope_scaling=scaling)), tokenizer, None, {}, tmp_path)
-    with pytest.raises(ValueError, match="not written for scaled positions yet. Received: `rope_scaling`"):
+def test_scaled_positions_reach_llama_cpp(tokenizer, tmp_path):
+    """Past the original context, where unscaled positions would give other logits."""
+    scaling = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context_length=16)
+    model = CausalLM(dataclasses.replace(BLOCKY, rope_theta=5000.0, rope_scaling=scaling))
+    random_weights(model, 3)
+    plain = CausalLM(dataclasses.replace(BLOCKY, rope_theta=5000.0))
+    random_weights(plain, 3)
+    build(checkpoint.Run(model, tokenizer, None, {}, tmp_path), tmp_path / "model.gguf", quantize=None)
+    text = np.random.default_rng(0).integers(0, 330, 60).tolist()
+    expected, other = (reference.to_numpy(each(np.array([text])))[0, 40:] for each in (model, plain))
+    assert np.abs(expected - other).max() > 0.05
+    np.testing.assert_allclose(logits_of(LlamaCppEngine(tmp_path / "model.gguf"), text, 41), expected, rtol=0, atol=1e-4)
+
+
+def test_another_form_is_refused(tokenizer, tmp_path):
+    run = checkpoint.Run(CausalLM(dataclasses.replace(BLOCKY, positions="learned")), tokenizer, None, {}, tmp_path)
+    with pytest.raises(ValueError, match=r"llama.cpp runs Llamas only. Received: a model with positions='learned'"):
         build(run, tmp_path / "model.gguf", quantize=None)
 
 

@@ -67,10 +67,19 @@ def test_heads_of_another_width_are_refused():
         to_keras_hub(CausalLM(AWKWARD_CONFIGS["grouped"]))
 
 
-def test_scaled_positions_are_refused():
-    scaling = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context_length=32)
-    with pytest.raises(ValueError, match="Scaled positions are not handed to keras-hub yet. Received: `rope_scaling`"):
-        empty_backbone(replace(BLOCKY, head_dim=16, rope_scaling=scaling))
+def test_scaled_positions_go_there_and_back_again():
+    scaling = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context_length=16)
+    model = CausalLM(replace(BLOCKY, head_dim=16, rope_theta=5000.0, rope_scaling=scaling))
+    random_weights(model, 4)
+    rows = np.random.RandomState(5).randint(5, 330, (1, 60)).astype("int32")
+    theirs = to_keras_hub(model)
+    np.testing.assert_allclose(hub_logits(theirs, rows), run(model, rows), rtol=0, atol=1e-4)
+    assert from_keras_hub(theirs, context_length=64).config == model.config
+
+
+def test_another_form_is_refused():
+    with pytest.raises(ValueError, match="keras-hub's Llama runs Llamas only. Received: a model with form='smolite-1'"):
+        empty_backbone(replace(BLOCKY, head_dim=16, form="smolite-1"))
 
 
 @pytest.mark.parametrize("change", [{"tie_word_embeddings": False}, {"rope_position_scaling_factor": 2.0}])
@@ -78,7 +87,7 @@ def test_what_we_do_not_have_is_refused_by_name(change):
     shape = {"vocabulary_size": 50, "num_layers": 1, "num_query_heads": 2, "num_key_value_heads": 1}
     shape |= {"hidden_dim": 8, "intermediate_dim": 8, "tie_word_embeddings": True, **change}
     ((name, value),) = change.items()
-    with pytest.raises(ValueError, match=f"plain rotary positions was expected. Received: {name}={value}. Choose"):
+    with pytest.raises(ValueError, match=f"positions plain or as Llama 3.1's, was expected. Received: {name}={value}. Choose"):
         from_keras_hub(keras_hub.models.LlamaBackbone(**shape))
 
 

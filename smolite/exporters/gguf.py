@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keras.ops import convert_to_numpy
 
 from smolite import checkpoint
 from smolite.config import ModelConfig
@@ -43,13 +44,11 @@ def build(run: checkpoint.Run, path: Path, *, quantize: str | None) -> None:
             multiple of 32.
 
     Raises:
-        ValueError: llama.cpp has no name for how the tokenizer splits words, or the positions are scaled.
+        ValueError: the model is no Llama, or llama.cpp has no name for how the tokenizer splits words.
     """
     import gguf
 
-    if run.model.config.rope_scaling:
-        raise ValueError("A .gguf file is not written for scaled positions yet. Received: `rope_scaling`. Export another run.")
-
+    run.model.config.check_llama("llama.cpp")
     kind = gguf.GGMLQuantizationType[_WAYS[quantize]]
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     _describe_model(writer, run.model.config, file_type=gguf.LlamaFileType[_file_type(quantize)])
@@ -73,8 +72,13 @@ def build(run: checkpoint.Run, path: Path, *, quantize: str | None) -> None:
 
 
 def tensors_of(model: CausalLM) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights in float32 under GGUF's names. The output projection is left out: llama.cpp takes the embedding then."""
+    """The weights in float32 under GGUF's names. The output projection is left out: llama.cpp takes the embedding then.
+
+    Scaled positions are a tensor there: how many times as slowly each pair of features turns.
+    """
     config = model.config
+    if config.rope_scaling:
+        yield "rope_freqs.weight", (1 / convert_to_numpy(model.rotary.stretch())).astype("float32")
     heads = {"self_attn.q_proj": config.num_query_heads, "self_attn.k_proj": config.num_key_value_heads}
     for name, tensor in model_weights(model).items():
         tensor = tensor.astype("float32")

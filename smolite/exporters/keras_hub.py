@@ -3,7 +3,7 @@
 from typing import Any
 
 from smolite.checkpoint import Run
-from smolite.config import ModelConfig
+from smolite.config import ModelConfig, RopeScaling
 from smolite.models import CausalLM
 from smolite.tokenizer import Tokenizer
 from smolite.weights import assign_weights, model_weights
@@ -19,6 +19,12 @@ _LAYERS = {
     "feedforward_intermediate_dense": "mlp.up_proj",
     "feedforward_output_dense": "mlp.down_proj",
 }
+_SCALING = {
+    "factor": "rope_frequency_adjustment_factor",
+    "low_frequency_factor": "rope_low_freq_factor",
+    "high_frequency_factor": "rope_high_freq_factor",
+    "original_context_length": "rope_pretraining_sequence_length",
+}
 _PIECES = {"<start>": "<s>", "<end>": "</s>"}  # what keras-hub's Llama tokenizer asks for
 
 
@@ -30,7 +36,8 @@ def to_keras_hub(run: Run | CausalLM) -> Any:
 
     Raises:
         ImportError: keras-hub is not installed.
-        ValueError: the heads are not as wide as `hidden_dim / num_query_heads`, as keras-hub's always are.
+        ValueError: the model is no Llama, or its heads are not as wide as `hidden_dim / num_query_heads`, as keras-hub's
+            always are.
     """
     keras_hub = _library()
     model = run if isinstance(run, CausalLM) else run.model
@@ -51,17 +58,19 @@ def from_keras_hub(model: Any, *, context_length: int = 2048) -> CausalLM:
         context_length: the most tokens it is meant for; keras-hub does not record it.
 
     Raises:
-        ValueError: the embedding is not tied, or positions are scaled.
+        ValueError: the embedding is not tied, or positions are scaled in another way than Llama 3.1's.
     """
     backbone = getattr(model, "backbone", model)
     fields = backbone.get_config()  # in which keras-hub leaves out whether the embedding is tied
-    scaling = {name: value for name, value in fields.items() if name.startswith("rope_") and name != "rope_max_wavelength"}
-    problems = [f"{name}={value}" for name, value in scaling.items() if value not in (None, 1)]
+    stretched = {ours: fields[theirs] for ours, theirs in _SCALING.items() if fields[theirs] is not None}
+    problems = [f"{name}={fields[name]}" for name in ("rope_position_scaling_factor",) if fields[name] != 1]
+    if stretched and len(stretched) < len(_SCALING):
+        problems.append(f"of Llama 3.1's scaling only {', '.join(stretched)}")
     if not backbone.token_embedding.tie_weights:
         problems.append("tie_word_embeddings=False")
     if problems:
         raise ValueError(
-            "A keras-hub Llama with a tied embedding and plain rotary positions was expected. Received: "
+            "A keras-hub Llama with a tied embedding, and positions plain or as Llama 3.1's, was expected. Received: "
             f"{', '.join(problems)}. Choose another model."
         )
     names = "num_layers num_query_heads num_key_value_heads hidden_dim intermediate_dim dropout".split()
@@ -70,6 +79,7 @@ def from_keras_hub(model: Any, *, context_length: int = 2048) -> CausalLM:
         context_length=context_length,
         rope_theta=fields["rope_max_wavelength"],
         norm_epsilon=fields["layer_norm_epsilon"],
+        rope_scaling=RopeScaling(**stretched) if stretched else None,
         **{name: fields[name] for name in names},
     )
     ours = CausalLM(config)
@@ -82,10 +92,9 @@ def empty_backbone(config: ModelConfig) -> Any:
 
     Raises:
         ImportError: keras-hub is not installed.
-        ValueError: the heads are not as wide as `hidden_dim / num_query_heads`, or positions are scaled.
+        ValueError: the model is no Llama, or its heads are not as wide as `hidden_dim / num_query_heads`.
     """
-    if config.rope_scaling:
-        raise ValueError("Scaled positions are not handed to keras-hub yet. Received: `rope_scaling`. Choose another run.")
+    config.check_llama("keras-hub's Llama")
     if config.head_dim * config.num_query_heads != config.hidden_dim:
         raise ValueError(
             "`head_dim` must be `hidden_dim // num_query_heads` for keras-hub. "
@@ -102,6 +111,7 @@ def empty_backbone(config: ModelConfig) -> Any:
         layer_norm_epsilon=config.norm_epsilon,
         tie_word_embeddings=True,
         dropout=config.dropout,
+        **({theirs: getattr(config.rope_scaling, ours) for ours, theirs in _SCALING.items()} if config.rope_scaling else {}),
     )
 
 
