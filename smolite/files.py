@@ -68,7 +68,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
-        for file in temporary.iterdir():
+        for file in (entry for entry in temporary.rglob("*") if entry.is_file()):
             file.chmod(0o666 & ~_umask())
             _flush(file)
         _take_place(temporary, path)

@@ -39,7 +39,7 @@ def to_keras_hub(run: Run | CausalLM) -> Any:
         ValueError: the model is no Llama, or its heads are not as wide as `hidden_dim / num_query_heads`, as keras-hub's
             always are.
     """
-    keras_hub = _library()
+    keras_hub = library()
     model = run if isinstance(run, CausalLM) else run.model
     backbone = empty_backbone(model.config)
     weights = model_weights(model)
@@ -100,7 +100,7 @@ def empty_backbone(config: ModelConfig) -> Any:
             "`head_dim` must be `hidden_dim // num_query_heads` for keras-hub. "
             f"Received: {config.head_dim}, {config.hidden_dim} and {config.num_query_heads}. Choose another run."
         )
-    return _library().models.LlamaBackbone(
+    backbone = library().models.LlamaBackbone(
         vocabulary_size=config.vocab_size,
         num_layers=config.num_layers,
         num_query_heads=config.num_query_heads,
@@ -113,6 +113,10 @@ def empty_backbone(config: ModelConfig) -> Any:
         dropout=config.dropout,
         **({theirs: getattr(config.rope_scaling, ours) for ours, theirs in _SCALING.items()} if config.rope_scaling else {}),
     )
+    plain_config = backbone.get_config
+    # keras-hub leaves this out, and could not open what it saves.
+    backbone.get_config = lambda: {**plain_config(), "tie_word_embeddings": True}
+    return backbone
 
 
 def preprocessor_of(tokenizer: Tokenizer, *, length: int) -> Any:
@@ -128,9 +132,28 @@ def preprocessor_of(tokenizer: Tokenizer, *, length: int) -> Any:
     for piece in proto.pieces:
         piece.piece = _PIECES.get(piece.piece, piece.piece)
     proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece = _PIECES.values()
-    keras_hub = _library()
+    keras_hub = library()
     theirs = keras_hub.tokenizers.LlamaTokenizer(proto.SerializeToString())
     return keras_hub.models.LlamaCausalLMPreprocessor(theirs, sequence_length=length)
+
+
+def tokenizer_of(model: Any) -> Tokenizer | None:
+    """Our tokenizer for the ids of a keras-hub Llama; None where the model has no preprocessor.
+
+    Pieces `<s>` and `</s>` are called `<start>` and `<end>` again where the tokenizer has our other markers.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    if getattr(model, "preprocessor", None) is None:
+        return None
+    messages: Any = sentencepiece_model_pb2
+    proto = messages.ModelProto.FromString(model.preprocessor.tokenizer.proto)
+    if {"<sep>", "<pad>"} <= {piece.piece for piece in proto.pieces}:
+        ours = {theirs: name for name, theirs in _PIECES.items()}
+        for piece in proto.pieces:
+            piece.piece = ours.get(piece.piece, piece.piece)
+        proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece = _PIECES
+    return Tokenizer(proto.SerializeToString())
 
 
 def _hf_name(path: str) -> str:
@@ -154,7 +177,12 @@ def _hf_layout(weight: Any, config: ModelConfig) -> Any:
     return array.reshape(inputs, -1).T
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package keras-hub.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import keras_hub
     except ImportError as error:
