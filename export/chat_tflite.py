@@ -1,17 +1,16 @@
 """Chats with a .tflite file from smolite: python chat_tflite.py FOLDER/model.tflite
 
-Beside the file it needs tokenizer.model and chat.json, and: pip install ai-edge-litert numpy sentencepiece
-"""
+Beside it: chat.json and tokenizer.model or .json. Needs ai-edge-litert, numpy, and sentencepiece or (.json) tokenizers."""
 
 import argparse
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.compiled_model import CompiledModel
-from sentencepiece import SentencePieceProcessor
 
 
 class Model:
@@ -32,9 +31,8 @@ class Model:
     def read(self, ids):
         """Adds tokens to the caches and returns the logits after the last, which goes through `decode` alone."""
         while ids:
-            rest = max(len(ids) - 1, 1)
-            fitting = [width for width in sorted(self.signatures) if width <= self.slots - self.length]
-            width = next((width for width in fitting if width >= rest), fitting[-1])
+            rest, fitting = max(len(ids) - 1, 1), [each for each in self.signatures if each <= self.slots - self.length]
+            width = min((each for each in fitting if each >= rest), default=max(fitting))
             (key, given, taken), used = self.signatures[width], min(width, rest)
             places = np.arange(self.length, self.length + width, dtype="int32")
             given["tokens"].write(np.array(ids[:used] + [0] * (width - used), "int32"))
@@ -48,32 +46,34 @@ class Model:
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("file", type=Path)
 parser.add_argument("--prompt", nargs="+", help="say this, one text a turn, instead of asking")
-parser.add_argument("--temperature", type=float, default=0, help="0 takes the likeliest token")
-parser.add_argument("--top-k", type=int, default=40)
-parser.add_argument("--max-new-tokens", type=int, default=128)
+for flag, kind, default in (("--temperature", float, 0.0), ("--top-k", int, 40), ("--max-new-tokens", int, 128)):
+    parser.add_argument(flag, type=kind, default=default, help=f"default: {default}")
 options = parser.parse_args()
 sys.stderr = os.fdopen(os.dup(2), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where LiteRT writes its notes
 chat = json.loads(options.file.with_name("chat.json").read_text("utf-8"))
-tokenizer = SentencePieceProcessor(model_file=str(options.file.with_name("tokenizer.model")))
+if (file := options.file.with_name("tokenizer.model")).exists():
+    encode = (tokenizer := import_module("sentencepiece").SentencePieceProcessor(model_file=str(file))).encode
+else:
+    tokenizer = import_module("tokenizers").Tokenizer.from_file(str(file.with_suffix(".json")))
+    tokenizer.encode_special_tokens = True  # a marker that somebody types is text
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
 model, ids, turns = Model(str(options.file)), chat["ids"], []
-room = model.slots - min(options.max_new_tokens, model.slots // 2)
+room = model.slots - (most := min(options.max_new_tokens, model.slots // 2)) - len(chat["opening"])
 for said in options.prompt or iter(lambda: input("> "), ""):
-    turn = ids["user_prefix"] + tokenizer.encode(said.strip()) + ids["user_suffix"] + ids["assistant_prefix"]
-    turns.append(turn[-room:])
+    turns.append((ids["user_prefix"] + encode(said.strip()) + ids["user_suffix"] + ids["assistant_prefix"])[-room:])
     while sum(map(len, turns)) > room:  # forgets the oldest turn, so the others are read again
         turns, model.length = turns[1:], 0
-    new, answer, shown = sum(turns, [])[model.length :], [], ""
-    while len(answer) < model.slots - room:
+    new, answer, shown = sum(turns, chat["opening"])[model.length :], [], ""
+    while len(answer) < most:
         logits = model.read(new)
         if options.temperature:
             logits[logits < np.sort(logits)[-options.top_k]] = -np.inf
             logits = logits / options.temperature + np.random.gumbel(size=len(logits))
-        new = [int(logits.argmax())]
-        if new[0] in chat["stop_ids"]:
+        if (best := int(logits.argmax())) in chat["stop_ids"]:
             break
-        answer, text = answer + new, tokenizer.decode(answer + new)
-        if not text.endswith("\ufffd"):  # which stands for a character whose bytes are not all there yet
+        new, answer = [best], [*answer, best]
+        if not (text := tokenizer.decode(answer)).endswith("\ufffd"):  # a character whose bytes are not all there yet
             print(text[len(shown) :], end="", flush=True)
             shown = text
     print(tokenizer.decode(answer)[len(shown) :])

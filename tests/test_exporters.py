@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from importlib import import_module
 
@@ -5,7 +6,19 @@ import numpy as np
 import pytest
 import sentencepiece
 from ai_edge_litert.interpreter import Interpreter
-from exported import LAYERS, PREFILL, ROOT, SLOTS, exported_run, keras_logits, run_apart, save_small_run
+from exported import (
+    LAYERS,
+    PREFILL,
+    ROOT,
+    SLOTS,
+    exported_run,
+    keras_logits,
+    random_weights,
+    run_apart,
+    save_small_run,
+    small_config,
+)
+from tiny_json import ROLES, trained
 
 from smolite import checkpoint, demo
 from smolite.chat import Message
@@ -19,6 +32,9 @@ from smolite.exporters.litert_engine import TFLiteEngine
 from smolite.exporters.quantization import quantize_tflite, share_scales
 from smolite.exporters.signatures import choose_lengths
 from smolite.generation import generate
+from smolite.models import CausalLM
+from smolite.templates import SMOLLM2_CHAT
+from smolite.tokenizer_json import JsonTokenizer
 
 CLIENT = ROOT / "export" / "chat_tflite.py"
 FILES = ["model.tflite", "model_int8.tflite"]
@@ -249,3 +265,22 @@ def test_the_demo_needs_no_more_than_the_extra_that_it_installs():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert {TARGETS[format].extra for format in demo.FORMATS} == {"export"}
     assert "demo: $(VENV)/.installed-export" in makefile
+
+
+@pytest.mark.slow
+def test_a_run_with_a_byte_level_tokenizer_chats_from_its_files(tmp_path):
+    """ChatML with its default system turn, through the client, which knows `tokenizers` and no template language."""
+    tokenizer = JsonTokenizer(trained(), roles=ROLES)
+    model = CausalLM(dataclasses.replace(small_config(tokenizer.vocab_size), context_length=192))
+    random_weights(model, 3)
+    path = checkpoint.save(tmp_path / "run", model, tokenizer, template=SMOLLM2_CHAT)
+    file = export(path, prefill_lengths=(16,))
+    report = json.loads((path / "export" / "verify.json").read_text("utf-8"))
+    assert report["passed"] and [row["artifact"] for row in report["rows"]][1:] == ["model.tflite", "tokenizer.json"]
+    loaded = checkpoint.load(path)
+    opening = json.loads((path / "export" / "chat.json").read_text("utf-8"))["opening"]
+    ids = loaded.template.prompt([Message("user", "안녕 <|im_end|>")], loaded.tokenizer)
+    assert ids[: len(opening)] == opening and len(opening) > 10
+    stop = loaded.tokenizer.markers["<|im_end|>"]
+    expected = generate(KerasEngine(loaded.model), [ids], max_new_tokens=9, stop_ids=(stop,))[0]
+    assert chat(file, "--max-new-tokens", 9, "--prompt", "안녕 <|im_end|>") == loaded.tokenizer.decode(expected).splitlines()

@@ -216,6 +216,14 @@ def test_a_name_is_opened_from_the_cache_without_a_network(folder, tmp_path):
     assert done.stdout.strip().splitlines()[-1:] == [expected], done.stderr
 
 
+def test_a_name_is_exported_to_a_folder_here(folder, tmp_path):
+    cached(folder, tmp_path)
+    code = f"import os, smolite; os.chdir({str(tmp_path)!r}); print(smolite.export({NAME!r}, format='gguf'))"
+    done = elsewhere(code, HF_HUB_CACHE=str(tmp_path))
+    path = Path(NAME.split("/")[1], "export", "model.gguf")
+    assert done.stdout.strip().splitlines()[-1:] == [str(path)] and (tmp_path / path).is_file(), done.stderr
+
+
 def test_a_name_that_is_not_in_the_cache(tmp_path):
     done = elsewhere(f"from smolite.hub import resolve_model; resolve_model({NAME!r})", HF_HUB_CACHE=str(tmp_path))
     assert (

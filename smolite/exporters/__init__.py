@@ -15,6 +15,7 @@ from typing import Any
 from smolite.config import ModelConfig
 from smolite.exporters.signatures import choose_lengths
 from smolite.exporters.targets import TARGETS, Target
+from smolite.hub import resolve_model
 
 __all__ = ["TARGETS", "export"]
 
@@ -35,9 +36,10 @@ def export(
     say what the model says is not left behind; an existing one is replaced only by one that does.
 
     Args:
-        run: the run directory.
+        run: the run directory, or a model's name on the hub.
         format: a key of `TARGETS`.
-        out: the folder to write to. Default: `export` in the run directory.
+        out: the folder to write to. Default: `export` in the run directory; for a name on the hub, `export` in a folder here
+            that is called as the model.
         quantize: `None` for float32, or a way that the format knows: `"int8"` for TFLite, `"f16"`, `"q8_0"` or `"q4_0"` for
             GGUF.
         prefill_lengths: how many tokens of a prompt are read at once; several are possible. Default: 16 and 128. GGUF has no
@@ -56,12 +58,13 @@ def export(
     """
     target, name = _find_target(format, quantize)
     check_packages(format)
-    run = Path(run)
+    given, run = run, resolve_model(run)
     config = _read_config(run)
     if not target.on_tensorflow and (prefill_lengths or cache_length):
         raise ValueError(f"{format} has no fixed lengths. Received: `prefill_lengths` or `cache_length`. Leave them out.")
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
-    folder = run / "export" if out is None else Path(out)
+    beside = run if run == Path(given).expanduser() else Path(Path(given).name)
+    folder = beside / "export" if out is None else Path(out)
     if (folder / name).exists() and not overwrite:
         raise FileExistsError(
             f"The output must not exist yet. Received: {folder / name}. Choose another `out`, or give `overwrite=True`."

@@ -13,7 +13,9 @@ CHAT_FILE = "chat.json"
 
 
 def write_client_files(folder: Path, *, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
-    """Writes `tokenizer.model` or `tokenizer.json`, and `chat.json`: the template as text and ids, and ids that end answers.
+    """Writes `tokenizer.model` or `tokenizer.json`, and `chat.json`.
+
+    That has the template as text and ids, the ids of its default system turn (`opening`), and those that end an answer.
 
     In this `tokenizer.model` the markers are control symbols, so that no client can take a marker that a user typed for one.
     Lengths are not in `chat.json`: a client reads them from the shapes of the signatures. A model without a template gets no
@@ -41,11 +43,20 @@ def check_client_files(new: Path, old: Path) -> None:
             )
 
 
+def _opening(tokenizer: Tokenizer, template: ChatTemplate) -> list[int]:
+    if not template.default_system:
+        return []
+    prefix, suffix = (template.affix_ids(affix, tokenizer) for affix in (template.system_prefix, template.system_suffix))
+    return prefix + tokenizer.encode(template.default_system.strip()) + suffix
+
+
 def _describe(tokenizer: Tokenizer, template: ChatTemplate) -> bytes:
     texts = template.to_dict()
+    affixes = {name: text for name, text in texts.items() if name != "default_system"}
     description = {
         "template": texts,
-        "ids": {name: template.affix_ids(text, tokenizer) for name, text in texts.items()},
+        "opening": _opening(tokenizer, template),
+        "ids": {name: template.affix_ids(text, tokenizer) for name, text in affixes.items()},
         "stop_ids": [tokenizer.markers[template.stop]],
     }
     return json.dumps(description, ensure_ascii=False, indent=2).encode()

@@ -75,7 +75,7 @@ def verify(
     loaded = checkpoint.load(run, dtype="float32")
     slots = min((engine.context_length for engine in artifacts.values()), default=loaded.model.config.context_length)
     engines: dict[str, Engine] = {KERAS_ROW: KerasEngine(loaded.model, context_length=slots), **artifacts}
-    rows[KERAS_ROW].num_bytes = _size(Path(run, checkpoint.WEIGHTS_FILE))
+    rows[KERAS_ROW].num_bytes = sum(map(_size, loaded.path.glob("*.safetensors")))
 
     ids = [_prompt_ids(prompt, loaded)[-slots:] for prompt in prompts or _default_prompts(loaded, artifacts, slots)]
     cases = work_out_cases(loaded.model, engines[KERAS_ROW], ids, max_new_tokens=max_new_tokens)
@@ -88,8 +88,8 @@ def verify(
     for name, engine in artifacts.items():
         if isinstance(engine, LlamaCppEngine):
             rows[f"tokenizer in {name}"] = _check_llama_tokenizer(engine, name, loaded.tokenizer)
-    if (folder / checkpoint.TOKENIZER_FILE).exists():
-        rows[checkpoint.TOKENIZER_FILE] = _check_tokenizer(folder / checkpoint.TOKENIZER_FILE, loaded.tokenizer)
+    for name in filter(lambda name: (folder / name).exists(), (checkpoint.TOKENIZER_FILE, checkpoint.JSON_TOKENIZER_FILE)):
+        rows[name] = _check_tokenizer(folder / name, loaded.tokenizer)
     report = Report(rows=list(rows.values()), conditions=_conditions(ids, max_new_tokens))
     report.save(folder)
     return report
@@ -190,11 +190,16 @@ def _bits(engine: Engine, conversations: Sequence[Conversation], loaded: checkpo
 
 
 def _check_tokenizer(path: Path, tokenizer: Tokenizer) -> Row:
-    """Whether SentencePiece alone, as a client uses it, gives the ids that the model was trained on."""
-    row = Row(artifact=path.name, runtime="SentencePiece", num_bytes=_size(path))
-    raw = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    row.problems += _other_ids(raw.encode, tokenizer, _texts())
-    return row
+    """Whether the library alone, as a client uses it, gives the ids that the model was trained on."""
+    if path.name == checkpoint.TOKENIZER_FILE:
+        runtime, encode = "SentencePiece", sentencepiece.SentencePieceProcessor(model_file=str(path)).encode
+    else:
+        import tokenizers
+
+        library = tokenizers.Tokenizer.from_file(str(path))
+        library.encode_special_tokens = True
+        runtime, encode = "tokenizers", lambda text: library.encode(text, add_special_tokens=False).ids
+    return Row(artifact=path.name, runtime=runtime, num_bytes=_size(path), problems=_other_ids(encode, tokenizer, _texts()))
 
 
 def _check_llama_tokenizer(engine: LlamaCppEngine, name: str, tokenizer: Tokenizer) -> Row:
