@@ -1,4 +1,4 @@
-"""Training speed and memory of a `fit` step: smolite beside keras-hub's Llama and transformers' of the same shape.
+r"""Training speed and memory of a `fit` step: smolite beside keras-hub's Llama and transformers' of the same shape.
 
     python benchmarks/train.py --backend jax --case dialogues --size 20m
 
@@ -9,7 +9,12 @@ Each side runs in a process of its own; they take turns of a few steps. Two case
   project to the vocabulary where there is something to learn; keras-hub's preprocessor gives each dialogue a row and trains on
   all of it. What counts on both sides are the tokens of the answers and their ends.
 
-All sides train in float32 with AdamW, weight decay, clipping and tied embeddings. Loss and metrics are each side's own.
+All sides train with AdamW, weight decay, clipping and tied embeddings, in float32 unless `--dtype` says otherwise, and update
+the weights after every `--accumulation` batches. Loss and metrics are each side's own. The settings of the recipe `smollm2`:
+
+    python benchmarks/train.py --backend torch --case text --size 135m --rows 8 --length 2048 --accumulation 4 \
+        --dtype mixed_bfloat16 --steps 10 --repeats 2
+
 On TensorFlow's CPU both Keras sides run without XLA, which is faster; `--peer-jit default` leaves keras-hub its default.
 """
 
@@ -35,7 +40,7 @@ def main() -> None:
     """Runs the cases asked for and prints a table of each."""
     options = parse()
     check_installed(options.peers, PACKAGES)
-    parts = [f"Training, `{options.size}`, float32. {conditions()}."]
+    parts = [f"Training, `{options.size}`, {options.dtype}. {conditions()}."]
     with tempfile.TemporaryDirectory() as folder:
         for backend in options.backend:
             for case in options.case:
@@ -52,6 +57,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="20m")
     parser.add_argument("--repeats", type=count, default=5, help="turns of each side")
     parser.add_argument("--steps", type=count, help="steps in a turn; default: the size's own")
+    parser.add_argument("--rows", type=count, help="rows in a batch; default: the size's own")
+    parser.add_argument("--length", type=count, help="tokens in a row; default: the size's own")
+    parser.add_argument("--accumulation", type=count, default=1, help="batches in a step")
+    parser.add_argument("--dtype", choices=["float32", "mixed_bfloat16"], default="float32", help="of the arithmetic")
     parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="transformers: text on torch only")
     parser.add_argument("--peer-jit", choices=["same", "default"], default="same", help="keras-hub's `jit_compile`")
     parser.add_argument("--dialogues", type=Path, help="default: chatbot_ko where it is at hand, else the bundled set")
@@ -62,8 +71,15 @@ def parse() -> argparse.Namespace:
 def compare(case: str, backend: str, options: argparse.Namespace, folder: Path) -> str:
     """Measures all sides of a case and returns its heading and table."""
     size = SIZES[options.size]
-    job: dict[str, Any] = {"case": case, "peer_jit": options.peer_jit, "turns": options.repeats}
-    job |= {"batch_size": size.batch_size, "row_length": size.row_length, "steps": options.steps or size.steps}
+    size = dataclasses.replace(
+        size,
+        batch_size=options.rows or size.batch_size,
+        row_length=options.length or size.row_length,
+        steps=options.steps or size.steps,
+    )
+    job: dict[str, Any] = {"case": case, "peer_jit": options.peer_jit, "turns": options.repeats, "dtype": options.dtype}
+    job |= {"batch_size": size.batch_size, "row_length": size.row_length, "steps": size.steps}
+    job |= {"accumulation": options.accumulation}
     config, source = size.config, "random ids"
     if case == "dialogues":
         path = options.dialogues or next(path for path in DIALOGUES if path.exists())
@@ -78,7 +94,8 @@ def compare(case: str, backend: str, options: argparse.Namespace, folder: Path) 
         take_turns(workers, options.repeats)
     jit = " on both sides" if options.peer_jit == "same" else " on our side, keras-hub's default on its own"
     xla = f", without XLA{jit}" if backend == "tensorflow" else ""
-    title = f"### {case}, {backend}: batch {size.batch_size} × {size.row_length}, {source}"
+    several = f"{options.accumulation} × " if options.accumulation > 1 else ""
+    title = f"### {case}, {backend}: batch {several}{size.batch_size} × {size.row_length}, {source}"
     note = f"{shape_of(config)}{xla}; {options.repeats} turns of {job['steps']} steps."
     heads = ["side", *FIGURES.format(unit=UNITS[case]).split(", ")]
     return f"{title}\n\n{note}\n\n{markdown(heads, rows_of(workers, job['steps']))}"

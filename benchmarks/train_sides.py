@@ -26,30 +26,31 @@ WARM_UP = 2  # steps before the first turn: the first one compiles
 
 
 class Turns(keras.callbacks.Callback):
-    """Counts the steps of `fit` into turns. A turn ends when its last loss is known, so nothing is left to be computed.
+    """Counts the batches of `fit` into turns. A turn ends when its last loss is known, so nothing is left to be computed.
 
     Args:
         link: to train.py.
-        learnt: for every step of `fit`, how many tokens count as learnt.
-        steps: steps in a turn.
-        facts: what to send when the warm-up is over.
+        learnt: for every batch of `fit`, how many tokens count as learnt.
+        job: how many steps a turn has, and batches a step.
+        fill: the share of places filled, which is sent when the warm-up is over.
     """
 
-    def __init__(self, link: Link, learnt: Sequence[int], *, steps: int, facts: dict[str, Any]):
+    def __init__(self, link: Link, learnt: Sequence[int], *, job: dict[str, Any], fill: float):
         super().__init__()
-        self.link, self.learnt, self.steps, self.facts = link, learnt, steps, facts
+        self.link, self.learnt, self.facts = link, learnt, {"fill": fill}
+        self.batches, self.warm_up = job["steps"] * job["accumulation"], WARM_UP * job["accumulation"]
         self.started = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        done = batch + 1 - WARM_UP
-        if done < 0 or done % self.steps:
+        done = batch + 1 - self.warm_up
+        if done < 0 or done % self.batches:
             return
         loss = float(logs["loss"])
         if done == 0:
             self.link.send(**self.facts)
         else:
             seconds = time.perf_counter() - self.started
-            self.link.send(seconds=seconds, learnt=sum(self.learnt[batch + 1 - self.steps : batch + 1]), loss=loss)
+            self.link.send(seconds=seconds, learnt=sum(self.learnt[batch + 1 - self.batches : batch + 1]), loss=loss)
         self.link.wait()
         self.started = time.perf_counter()
 
@@ -57,8 +58,10 @@ class Turns(keras.callbacks.Callback):
 def main(job: dict[str, Any], link: Link) -> None:
     """Trains the side that the job names, on plain text or on dialogues."""
     config = ModelConfig.from_dict(job["config"])
-    job["total"] = WARM_UP + job["steps"] * job["turns"]
-    options = TrainingOptions(batch_size=job["batch_size"], row_length=job["row_length"], dropout=0.0)
+    job["total"] = (WARM_UP + job["steps"] * job["turns"]) * job["accumulation"]
+    settings = {name: job[name] for name in ("batch_size", "row_length", "accumulation", "dtype")}
+    options = TrainingOptions(**settings, dropout=0.0)
+    keras.config.set_dtype_policy(options.dtype)
     keras.utils.set_random_seed(0)
     sides = {"smolite": fit_smolite, "keras-hub": fit_keras_hub, "transformers": fit_transformers}
     sides[job["side"]](job, link, config, options)
@@ -74,7 +77,7 @@ def fit_smolite(job: dict[str, Any], link: Link, config: ModelConfig, options: T
     learnt = [int(np.count_nonzero(dataset.batch(step)[2])) for step in range(job["total"])]
     model = CausalLM(config)
     compile_for_training(model, options, total_steps=1_000)
-    turns = Turns(link, learnt, steps=job["steps"], facts={"fill": rows.fill})
+    turns = Turns(link, learnt, job=job, fill=rows.fill)
     model.fit(dataset, shuffle=False, verbose=0, callbacks=[turns])
 
 
@@ -98,31 +101,35 @@ def fit_keras_hub(job: dict[str, Any], link: Link, config: ModelConfig, options:
         weight_decay=options.weight_decay,
         beta_2=options.beta_2,
         global_clipnorm=options.clip_norm,
+        gradient_accumulation_steps=options.accumulation if options.accumulation > 1 else None,
     )
     model.compile(optimizer, jit_compile=compile_with_xla() if job["peer_jit"] == "same" else "auto")
-    turns = Turns(link, learnt, steps=job["steps"], facts={"fill": fill})
+    turns = Turns(link, learnt, job=job, fill=fill)
     model.fit(**data, batch_size=options.batch_size, verbose=0, shuffle=False, callbacks=[turns])
 
 
 def fit_transformers(job: dict[str, Any], link: Link, config: ModelConfig, options: TrainingOptions) -> None:
-    """transformers' Llama in a plain loop on torch, not compiled, with torch's AdamW."""
+    """transformers' Llama in a plain loop on torch, not compiled, with torch's AdamW; bfloat16 by autocast."""
     import torch
     import transformers  # noqa: F401 - its memory counts as imported
 
     link.mark_imported()
-    rows = torch.tensor([ids[:-1] for ids, _ in random_examples(job, config)])
-    model = transformers_model(config).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = torch.tensor([ids[:-1] for ids, _ in random_examples(job, config)], device=device)
+    model = transformers_model(config).train().to(device)
     betas = (0.9, options.beta_2)
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, betas=betas, weight_decay=options.weight_decay)
     learnt = [options.batch_size * options.row_length] * job["total"]
-    turns = Turns(link, learnt, steps=job["steps"], facts={"fill": 1.0})
-    for step, batch in enumerate(rows.split(options.batch_size)):
-        optimizer.zero_grad()
-        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-        optimizer.step()
-        turns.on_train_batch_end(step, {"loss": loss.detach()})
+    turns = Turns(link, learnt, job=job, fill=1.0)
+    for number, batch in enumerate(rows.split(options.batch_size)):
+        with torch.autocast(device, torch.bfloat16, enabled=options.dtype != "float32"):
+            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        (loss / options.accumulation).backward()
+        if (number + 1) % options.accumulation == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        turns.on_train_batch_end(number, {"loss": loss.detach()})
 
 
 def random_examples(job: dict[str, Any], config: ModelConfig) -> list[tuple[list[int], list[int]]]:

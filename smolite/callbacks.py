@@ -1,11 +1,10 @@
-"""Callbacks of a training run: what is checked, seeded, measured, shown and logged, and the state to resume from."""
+"""Callbacks of a training run: what is checked, seeded, measured and logged, and the state to resume from."""
 
 import csv
 import io
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,35 +49,6 @@ class EpochSeed(keras.callbacks.Callback):
         keras.utils.set_random_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
 
 
-class Speed(keras.callbacks.Callback):
-    """Adds `tokens_per_second` and `trained_per_second` of the epoch's training part to the logs.
-
-    Args:
-        tokens: real tokens (no padding) in an epoch.
-        trained: trained tokens in an epoch.
-    """
-
-    def __init__(self, tokens: float, trained: float):
-        super().__init__()
-        self.tokens, self.trained = tokens, trained
-        self.started = self.ended = 0.0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started, self.ended = time.perf_counter(), 0.0
-
-    def on_test_begin(self, logs=None):
-        self.ended = self._when_computed()
-
-    def _when_computed(self) -> float:
-        """The time at which the last step is done: JAX and GPUs return before that."""
-        keras.ops.convert_to_numpy(self.model.optimizer.iterations)
-        return time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        seconds = (self.ended or self._when_computed()) - self.started
-        logs["tokens_per_second"], logs["trained_per_second"] = self.tokens / seconds, self.trained / seconds
-
-
 class BitsPerCharacter(keras.callbacks.Callback):
     """Adds `val_bits_per_character` to the logs, from the validation perplexity.
 
@@ -94,23 +64,6 @@ class BitsPerCharacter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         bits = math.log2(logs["val_perplexity"])
         logs["val_bits_per_character"] = bits * self.tokens / self.characters
-
-
-class Samples(keras.callbacks.Callback):
-    """Prints what the model writes, after every `every` epochs.
-
-    Args:
-        write: gives the text to print, from the model as it is now.
-        every: epochs between two samples.
-    """
-
-    def __init__(self, write: Callable[[], str], every: int = 1):
-        super().__init__()
-        self.write, self.every = write, every
-
-    def on_epoch_end(self, epoch, logs=None):
-        if (epoch + 1) % self.every == 0:
-            print(f"\n{self.write()}\n", flush=True)
 
 
 class Journal(keras.callbacks.Callback):

@@ -8,9 +8,35 @@ import numpy as np
 
 from smolite.packing import PackedRows, next_token_fields, pack, text_rows, unpacked_rows
 
-__all__ = ["ChatDataset", "PackedRows", "next_token_fields", "pack", "text_rows", "unpacked_rows"]
+__all__ = ["ChatDataset", "PackedRows", "next_token_fields", "pack", "shift_labels", "text_rows", "unpacked_rows"]
 
+_NOT_LEARNT = -100  # the label that Hugging Face's models leave out of the loss
 _NOISE_STREAM = 1  # keeps the random numbers of the noise apart from those of the order
+
+
+def shift_labels(ids: np.ndarray, labels: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Labels in Hugging Face's way, as `(x, y, sample_weight)` for `fit`, which give the same loss.
+
+    There, a label stands at the place of its own token, the shift to the next token is made inside the model, and -100 is not
+    learnt. Here the arrays are shifted beforehand.
+
+    Example: ids `[[5, 6, 7]]` and labels `[[-100, -100, 7]]` → tokens `[[5, 6]]`, y `[[0, 7]]`, weights `[[0.0, 1.0]]`.
+
+    Args:
+        ids: (batch, length) token ids.
+        labels: (batch, length) ids to learn, -100 where nothing is.
+
+    Raises:
+        ValueError: the two differ in shape, or are not (batch, length) of at least 2 tokens.
+    """
+    ids, labels = np.asarray(ids, "int32"), np.asarray(labels, "int32")
+    if ids.ndim != 2 or ids.shape != labels.shape or ids.shape[1] < 2:
+        raise ValueError(
+            f"`ids` and `labels` must both be (batch, length), of at least 2 tokens. Received: {ids.shape} and {labels.shape}. "
+            "Give one label for each id, -100 where nothing is learnt."
+        )
+    learnt = labels[:, 1:] != _NOT_LEARNT
+    return {"tokens": ids[:, :-1]}, np.where(learnt, labels[:, 1:], 0), learnt.astype("float32")
 
 
 class ChatDataset(keras.utils.PyDataset):
@@ -26,17 +52,19 @@ class ChatDataset(keras.utils.PyDataset):
     weights; unused ones are 0 with weight 0. `targets` is the most that any row trains, rounded up to a
     multiple of 8, at most the length; where it is the length, every place has its target and `loss_at` is left out.
 
+    Rows with sources, from `pairs.pack_pairs`, add `source`, `source_positions` and `source_segments` to `x`.
+
     `fit` moves `step` on by an epoch after each epoch that it has read whole. Pass `shuffle=False` to `fit`:
     its default would shuffle the batches of an epoch once more, by Python's global random state.
 
     Args:
-        rows: as `pack`, `unpacked_rows` or `text_rows` gives them.
+        rows: as `pack`, `unpacked_rows`, `text_rows` or `pairs.pack_pairs` gives them.
         batch_size: rows in a batch.
         seed: of the order, 0 or more.
         shuffle: whether each pass has an order of its own; otherwise the rows come as they are.
         steps_per_epoch: batches in an epoch, by default those of one pass. Give it here, not to `fit`.
-        token_noise: share of the tokens read, not of the targets, that are replaced by others, as frequent as these are in
-            `rows`; others in each pass. What smoothing is to an n-gram model (Xie et al. 2017, unigram noising).
+        token_noise: share of the tokens read, not of targets and sources, that are replaced by others, as frequent as these are
+            in `rows`; others in each pass. What smoothing is to an n-gram model (Xie et al. 2017, unigram noising).
         spared_ids: ids, such as the markers', that noise neither replaces nor draws.
 
     Raises:
@@ -91,6 +119,9 @@ class ChatDataset(keras.utils.PyDataset):
         if self._noisy is not None:
             tokens = self._with_noise(tokens, self._take(self._noisy, chosen), step)
         x = {"tokens": tokens, "positions": positions, "segments": segments}
+        if (sources := self.rows.sources) is not None:
+            named = {"source": sources.tokens, "source_positions": sources.positions, "source_segments": sources.segments}
+            x |= {name: self._take(array, chosen) for name, array in named.items()}
         if self.num_targets == self.rows.length:
             return x, np.where(weights != 0, targets, 0), weights
         loss_at = np.argsort(weights == 0, axis=1, kind="stable")[:, : self.num_targets].astype("int32")
@@ -130,7 +161,7 @@ class ChatDataset(keras.utils.PyDataset):
         return np.where(hit, generator.choice(self._pool, tokens.shape), tokens)
 
     def _take(self, array: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        filled = np.zeros((self.batch_size, self.rows.length), array.dtype)
+        filled = np.zeros((self.batch_size, array.shape[1]), array.dtype)
         filled[: len(chosen)] = array[chosen]
         return filled
 

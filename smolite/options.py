@@ -1,10 +1,19 @@
 """The settings of a training run, in a module that imports nothing heavy."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-LEAST_COUNTS = {"epochs": 1, "batch_size": 1, "row_length": 1, "steps_per_epoch": 0, "patience": 0, "seed": 0}
+LEAST_COUNTS = {
+    "epochs": 1,
+    "batch_size": 1,
+    "row_length": 1,
+    "accumulation": 1,
+    "steps_per_epoch": 0,
+    "sample_steps": 0,
+    "patience": 0,
+    "seed": 0,
+}
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -14,12 +23,19 @@ class TrainingOptions:
 
     Args:
         epochs: passes over the rows (with `steps_per_epoch`: stretches of that many steps).
-        batch_size: rows in a step.
+        batch_size: rows in a batch, as many as memory holds.
         row_length: tokens in a row; several dialogues share one. At most the model's context length.
-        steps_per_epoch: steps between two validations and checkpoints. Default 0: those of one pass.
+        accumulation: batches in a step, which is one update of the weights with the mean of their gradients. Each batch
+            counts the same in it: where all rows train equally many tokens, as full rows of text do, that is one batch of
+            all their rows; where a batch trains fewer tokens than another, its tokens count for more.
+        steps_per_epoch: steps between two validations and checkpoints. Default 0: those of one pass; with `accumulation` the
+            last step of a pass is filled up from the next one.
+        sample_steps: steps between two samples of what the model writes. Default 0: at the ends of five epochs.
         learning_rate: highest learning rate, reached after the warm-up.
         warmup_share: share of all steps in which the rate climbs from 0; with 0 it starts at its highest.
         final_share: share of the highest rate that the cosine ends on.
+        layer_decay: share of the learning rate that is left from each block to the one before it, see `LayerwiseAdamW`; 1
+            for one rate everywhere.
         weight_decay: of AdamW, on matrices only; norm scales are left alone.
         beta_2: of AdamW.
         clip_norm: the gradient's norm is cut to this; 0 for never.
@@ -38,10 +54,13 @@ class TrainingOptions:
     epochs: int = 10
     batch_size: int = 16
     row_length: int = 128
+    accumulation: int = 1
     steps_per_epoch: int = 0
+    sample_steps: int = 0
     learning_rate: float = 1e-3
     warmup_share: float = 0.05
     final_share: float = 0.05
+    layer_decay: float = 1.0
     weight_decay: float = 0.1
     beta_2: float = 0.98
     clip_norm: float = 1.0
@@ -58,6 +77,7 @@ class TrainingOptions:
             count = getattr(self, name)
             self._check(type(count) is int and count >= least, name, f"a whole number, {least} or more")
         self._check(0 < self.learning_rate < math.inf, "learning_rate", "a number above 0, such as 1e-3")
+        self._check(0 < self.layer_decay <= 1, "layer_decay", "a share above 0, up to 1")
         for name in ("weight_decay", "clip_norm"):
             self._check(0 <= getattr(self, name) < math.inf, name, "a number, 0 or more")
         for name in ("warmup_share", "final_share", "beta_2", "label_smoothing", "dropout", "token_noise"):
@@ -70,6 +90,34 @@ class TrainingOptions:
         if not good:
             raise ValueError(f"`{name}` must be {expected}. Received: {getattr(self, name)!r}. Choose another value.")
 
+    @classmethod
+    def from_recipe(cls, name: str, **changes: Any) -> "TrainingOptions":
+        """The recipe called `name`, with the options in `changes` replaced.
+
+        Raises:
+            ValueError: there is no such recipe, or an option is out of range.
+        """
+        if name not in RECIPES:
+            raise ValueError(f"Unknown recipe. Received: {name!r}. Choose one of: {', '.join(RECIPES)}.")
+        return replace(RECIPES[name], **changes)
+
     def to_dict(self) -> dict[str, Any]:
         """The options as a JSON-ready dictionary."""
         return asdict(self)
+
+
+# Named settings. `smollm2` is for `smollm2-135m` from scratch on text: batches of 8 × 2,048 tokens, four of them in a step,
+# checkpoints every 1,000 steps and samples every 500. 1,000 steps are an epoch, 66 million tokens; choose `epochs` by the text.
+RECIPES: dict[str, TrainingOptions] = {
+    "smollm2": TrainingOptions(
+        batch_size=8,
+        row_length=2048,
+        accumulation=4,
+        steps_per_epoch=1000,
+        sample_steps=500,
+        learning_rate=3e-3,
+        weight_decay=0.01,
+        beta_2=0.95,
+        dtype="mixed_bfloat16",
+    ),
+}

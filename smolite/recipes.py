@@ -1,35 +1,29 @@
 """Recipes: straight lines from a file of text to a run directory, through `model.fit`."""
 
 import dataclasses
+import math
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 
-from smolite import callbacks
+from smolite import callbacks, progress
 from smolite.chat import ChatTemplate, Conversation, Message, fit_context, read_conversations
 from smolite.checkpoint import Run, load, save
 from smolite.config import ModelConfig
 from smolite.data import ChatDataset
 from smolite.dialogues import read_documents
-from smolite.engines import Engine, KerasEngine
 from smolite.evaluation import count_characters
-from smolite.generation import generate
-from smolite.models import CausalLM
 from smolite.options import TrainingOptions
 from smolite.packing import PackedRows, pack, text_rows
-from smolite.replies import reply
-from smolite.samplers import Sampling
+from smolite.samples import SAMPLES, sample_engine, sample_replies, sample_texts
+from smolite.seq2seq import LanguageModel, new_language_model
 from smolite.sources import resolve_dataset
 from smolite.tokenizer import Tokenizer
 from smolite.training import compile_for_training
 from smolite.workplace import Workplace
-
-SAMPLES, SAMPLE_TOKENS = 3, 48
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ def pretrain(
         ValueError: a file cannot be used; the message says where and why.
     """
     options = options or TrainingOptions()
-    _check_request(options, preset=preset, validation=validation)
+    check_request(options, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     names = [texts] if isinstance(texts, str | Path) else list(texts)
     documents = [text for name in names for text in read_documents(resolve_dataset(name))]
@@ -97,8 +91,8 @@ def pretrain(
     model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
     recipe = {"verb": "pretrain", "data": " ".join(map(str, names)), "validation": str(validation or ""), "preset": preset}
     run = Run(model, pieces, ChatTemplate(), {**recipe, "options": options.to_dict()}, Path(out))
-    engine = _sample_engine(model, options)
-    return _train(run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, openings))
+    engine = sample_engine(model, row_length=options.row_length)
+    return train_run(run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, openings))
 
 
 def finetune(
@@ -132,9 +126,7 @@ def finetune(
         ValueError: a file cannot be used, or `start` and `tokenizer` are both given; the message says where and why.
     """
     options = options or TrainingOptions()
-    if start and tokenizer:
-        raise ValueError("A run to start from brings its tokenizer. Received: `start` and `tokenizer`. Leave out one of them.")
-    _check_request(options, preset=None if start else preset, validation=validation)
+    check_request(options, start=start, tokenizer=tokenizer, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     conversations = _read(dialogues)
     if start:
@@ -149,24 +141,8 @@ def finetune(
     recipe = {"verb": "finetune", "data": str(dialogues), "validation": str(validation or "")}
     recipe |= {"start": str(start)} if start else {"preset": preset}
     run = Run(model, pieces, template, {**recipe, "options": options.to_dict()}, Path(out))
-    engine = _sample_engine(model, options)
-    return _train(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))
-
-
-def sample_texts(engine: Engine, run: Run, texts: Sequence[str]) -> str:
-    """How `engine` goes on, greedily, from the first tokens of each text, as lines of `beginning → what follows`."""
-    prompts = [ids[:4] for text in texts if (ids := run.tokenizer.encode(text))]
-    sampling = Sampling(temperature=0.0, repetition_penalty=1.2)
-    stop = (run.tokenizer.end_id,)
-    news = generate(engine, prompts, max_new_tokens=24, sampling=sampling, stop_ids=stop) if prompts else []
-    decode = run.tokenizer.decode
-    return "\n".join(f"  {decode(ids)} → {decode(new)}" for ids, new in zip(prompts, news, strict=True))
-
-
-def sample_replies(engine: Engine, run: Run, dialogues: Sequence[Sequence[Message]]) -> str:
-    """What `engine` answers, greedily, with the run's tokenizer and template, as lines of `user → answer`."""
-    settings: dict[str, Any] = {"tokenizer": run.tokenizer, "template": run.template, "max_new_tokens": SAMPLE_TOKENS}
-    return "\n".join(f"  {turns[-1].content} → {reply(engine, turns, **settings)}" for turns in dialogues)
+    engine = sample_engine(model, row_length=options.row_length)
+    return train_run(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))
 
 
 def split_of_dialogues(
@@ -194,40 +170,57 @@ def _questions(conversations: Sequence[Conversation]) -> list[Sequence[Message]]
     return [turns[: 1 + [turn.role for turn in turns].index("user")] for turns in messages]
 
 
-def new_model(preset: str, *, vocab_size: int, options: TrainingOptions) -> CausalLM:
+def new_model(
+    preset: str, *, vocab_size: int, options: TrainingOptions, num_encoder_layers: int | None = None
+) -> LanguageModel:
     """A model with random weights, drawn from the seed in `options`."""
-    changes = {} if options.dropout is None else {"dropout": options.dropout}
-    config = ModelConfig.from_preset(preset, vocab_size=vocab_size, **changes)
+    changes = {"dropout": options.dropout, "num_encoder_layers": num_encoder_layers}
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = ModelConfig.from_preset(preset, vocab_size=vocab_size, **given)
     keras.utils.set_random_seed(options.seed)
-    return CausalLM(_checked_length(config, options), dtype=options.dtype)
+    return new_language_model(checked_length(config, options), dtype=options.dtype)
 
 
-def continued_model(model: CausalLM, options: TrainingOptions) -> CausalLM:
+def continued_model(model: LanguageModel, options: TrainingOptions) -> LanguageModel:
     """A model with the weights of `model`, and dropout and dtype from `options`."""
     dropout = model.config.dropout if options.dropout is None else options.dropout
     keras.utils.set_random_seed(options.seed)
     config = dataclasses.replace(model.config, dropout=dropout)
-    continued = CausalLM(_checked_length(config, options), dtype=options.dtype)
+    continued = new_language_model(checked_length(config, options), dtype=options.dtype)
     continued.set_weights(model.get_weights())
     return continued
 
 
-def _check_request(options: TrainingOptions, *, preset: str | None, validation: str | Path | None) -> None:
+def check_request(
+    options: TrainingOptions,
+    *,
+    preset: str,
+    validation: str | Path | None,
+    start: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+) -> None:
+    """Refuses what a recipe cannot do, before slow work.
+
+    Raises:
+        ValueError: a tokenizer beside a run to start from, `patience` without `validation`, or rows longer than the context.
+    """
+    if start and tokenizer:
+        raise ValueError("A run to start from brings its tokenizer. Received: `start` and `tokenizer`. Leave out one of them.")
     if options.patience and not validation:
         raise ValueError(
             f"`patience` needs validation data to compare epochs. Received: {options.patience} and no `validation`. "
             "Give held-out data, or leave out `patience`."
         )
-    if preset:
-        _checked_length(ModelConfig.from_preset(preset), options)
+    if not start:
+        checked_length(ModelConfig.from_preset(preset), options)
 
 
-def _sample_engine(model: CausalLM, options: TrainingOptions) -> KerasEngine:
-    """An engine with room for a row and an answer to its end: a short cache is quick and small."""
-    return KerasEngine(model, context_length=min(model.config.context_length, options.row_length + SAMPLE_TOKENS))
+def checked_length(config: ModelConfig, options: TrainingOptions) -> ModelConfig:
+    """The config, whose context must hold a row.
 
-
-def _checked_length(config: ModelConfig, options: TrainingOptions) -> ModelConfig:
+    Raises:
+        ValueError: it does not.
+    """
     if options.row_length > config.context_length:
         raise ValueError(
             f"`row_length` must not exceed the model's context length. Received: {options.row_length} and "
@@ -242,21 +235,21 @@ def _read(dialogues: str | Path) -> list[Conversation]:
     return result.conversations
 
 
-def _train(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
+def train_run(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
     """`model.fit` with everything around it, then the run directory."""
     run = dataclasses.replace(run, recipe={**run.recipe, "backend": keras.backend.backend()})
     dataset = ChatDataset(
         split.rows,
         options.batch_size,
         seed=options.seed,
-        steps_per_epoch=options.steps_per_epoch or None,
+        steps_per_epoch=_epoch_length(len(split.rows), options),
         token_noise=options.token_noise,
         spared_ids=run.tokenizer.markers.values(),
     )
-    compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs)
+    compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs // options.accumulation)
     run.model.optimizer.build(run.model.trainable_variables)
     journal = callbacks.Journal(workplace.folder)
-    settings = {**run.recipe, "config": run.model.config.to_dict(), "rows_checksum": zlib.crc32(split.rows.tokens.tobytes())}
+    settings = {**run.recipe, "config": run.model.config.to_dict(), "rows_checksum": split.rows.checksum}
     state = callbacks.TrainingState(workplace.folder, journal, settings=settings, patience=options.patience)
     done = state.restore(run.model) if workplace.interrupted else 0
     dataset.seek(done * len(dataset))
@@ -266,7 +259,7 @@ def _train(run: Run, split: Split, workplace: Workplace, *, options: TrainingOpt
         epochs=options.epochs,
         shuffle=False,
         validation_data=_validation(split, options),
-        callbacks=[*_reports(split, dataset, options, sample), journal, state],
+        callbacks=[*_reports(split, dataset, options, sample), journal, state, progress.TimeLeft()],
         verbose=_verbosity(),
     )
     if options.keep == "best":
@@ -275,6 +268,12 @@ def _train(run: Run, split: Split, workplace: Workplace, *, options: TrainingOpt
     save(workplace.out, run.model, run.tokenizer, template=run.template, recipe=recipe, overwrite=True)
     workplace.finish()
     return dataclasses.replace(run, recipe=recipe)
+
+
+def _epoch_length(num_rows: int, options: TrainingOptions) -> int:
+    """Batches in an epoch, enough for whole steps."""
+    steps = options.steps_per_epoch or math.ceil(num_rows / (options.batch_size * options.accumulation))
+    return steps * options.accumulation
 
 
 def _verbosity() -> int:
@@ -293,8 +292,9 @@ def _reports(
 ) -> list[keras.callbacks.Callback]:
     share = len(dataset) / dataset.batches_per_pass
     tokens = split.rows.fill * split.rows.tokens.size
-    speed = callbacks.Speed(tokens * share, split.rows.num_trained * share)
+    speed = progress.Speed(tokens * share, split.rows.num_trained * share)
     reports: list[keras.callbacks.Callback] = [callbacks.FiniteLoss(), callbacks.EpochSeed(options.seed), speed]
     if split.validation is not None:
         reports.append(callbacks.BitsPerCharacter(split.validation.num_trained, split.validation_characters))
-    return [*reports, callbacks.Samples(sample, every=max(options.epochs // 5, 1))]
+    every = options.sample_steps * options.accumulation or max(options.epochs // 5, 1) * len(dataset)
+    return [*reports, progress.Samples(sample, every, epoch_length=len(dataset))]

@@ -8,6 +8,7 @@ from keras import ops
 from smolite.cross_entropy import logit_of, token_nll
 from smolite.evaluation import compile_with_xla
 from smolite.models import CausalLM
+from smolite.optimizers import LayerwiseAdamW, PerUpdate
 from smolite.options import TrainingOptions
 
 
@@ -60,21 +61,32 @@ def compile_for_training(model: CausalLM, options: TrainingOptions, *, total_ste
     Args:
         model: a model of float32 variables; compiled in place.
         options: see `TrainingOptions`.
-        total_steps: optimizer steps of the whole run; the schedule ends there.
+        total_steps: updates of the whole run; the schedule ends there.
     """
-    optimizer = keras.optimizers.AdamW(
-        learning_rate_schedule(options, total_steps=total_steps),
-        weight_decay=options.weight_decay,
-        beta_2=options.beta_2,
-        global_clipnorm=options.clip_norm or None,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["scale"])
     model.compile(
-        optimizer,
+        adamw(options, total_steps=total_steps),
         loss=NextTokenLoss(options.label_smoothing),
         weighted_metrics=[Perplexity(), keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=compile_with_xla(),
     )
+
+
+def adamw(options: TrainingOptions, *, total_steps: int) -> keras.optimizers.Optimizer:
+    """The optimizer of `compile_for_training`. Rate, weight decay and clipping go by updates, not by batches."""
+    schedule = learning_rate_schedule(options, total_steps=total_steps)
+    several = options.accumulation > 1
+    settings: dict[str, Any] = {
+        "learning_rate": PerUpdate(schedule, options.accumulation) if several else schedule,
+        "weight_decay": options.weight_decay,
+        "beta_2": options.beta_2,
+        "global_clipnorm": options.clip_norm or None,
+        "gradient_accumulation_steps": options.accumulation if several else None,
+    }
+    if options.layer_decay < 1:
+        return LayerwiseAdamW(**settings, layer_decay=options.layer_decay)
+    optimizer = keras.optimizers.AdamW(**settings)
+    optimizer.exclude_from_weight_decay(var_names=["scale", "gamma", "beta", "bias"])
+    return optimizer
 
 
 def learning_rate_schedule(options: TrainingOptions, *, total_steps: int):

@@ -80,6 +80,16 @@ def test_train_prints_a_table_for_each_case(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_step_of_several_batches_in_bfloat16_counts_all_of_their_tokens():
+    batch = ("--rows", "2", "--length", "16", "--accumulation", "3", "--dtype", "mixed_bfloat16")
+    done = run("train.py", "--size", "toy", "--case", "text", "--repeats", "1", "--steps", "1", *batch, "--backend", BACKEND)
+    assert done.returncode == 0, done.stderr
+    (text,) = tables(done.stdout)
+    assert [row[5] for row in text[1:]] == ["96"] * len(text[1:]) and len(text) > 2
+    assert "`toy`, mixed_bfloat16." in done.stdout and f"### text, {BACKEND}: batch 3 × 2 × 16," in done.stdout
+
+
+@pytest.mark.slow
 def test_decode_prints_a_row_for_each_engine():
     lengths = ("--prompt", "8", "--tokens", "4", "--cache", "16")
     done = run("decode.py", "--size", "toy", "--repeats", "1", *lengths, "--backend", BACKEND)

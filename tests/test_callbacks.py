@@ -13,8 +13,8 @@ import pytest
 from keras import ops
 from safetensors.numpy import load_file
 
-from smolite import callbacks, files
-from smolite.callbacks import BitsPerCharacter, EpochSeed, FiniteLoss, Journal, Samples, Speed, TrainingState
+from smolite import files
+from smolite.callbacks import BitsPerCharacter, EpochSeed, FiniteLoss, Journal, TrainingState
 
 X = np.random.default_rng(1).normal(size=(8, 4)).astype("float32")
 
@@ -199,23 +199,6 @@ def test_bits_per_character_by_hand():
     logs = {"val_perplexity": math.exp(2.0)}
     BitsPerCharacter(30, 50).on_epoch_end(0, logs)
     assert logs["val_bits_per_character"] == pytest.approx(2 / math.log(2) * 30 / 50)
-
-
-def test_samples_are_printed_every_few_epochs(capsys):
-    samples = Samples(lambda: "안녕! → 반가워요", every=2)
-    for epoch in range(5):
-        samples.on_epoch_end(epoch)
-    assert capsys.readouterr().out.count("안녕! → 반가워요") == 2
-
-
-def test_speed_counts_the_training_part_alone(monkeypatch):
-    speed, times = Speed(600, 200), iter([10.0, 12.0, 99.0])
-    speed.set_model(small_model())
-    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(times))
-    speed.on_epoch_begin(0)
-    speed.on_test_begin()
-    speed.on_epoch_end(0, logs := {})
-    assert logs == {"tokens_per_second": 300.0, "trained_per_second": 100.0}
 
 
 @pytest.mark.parametrize(("name", "loss"), [("loss", math.nan), ("val_loss", math.inf)])

@@ -18,8 +18,17 @@ from smolite.evaluation import count_characters, evaluate_examples
 from smolite.options import TrainingOptions
 from smolite.recipes import finetune
 
-STEPS = 5
-OPTIONS = {"epochs": 12, "batch_size": 2, "steps_per_epoch": STEPS, "row_length": 48, "learning_rate": 0.1, "patience": 2}
+STEPS, ACCUMULATION = 5, 2
+OPTIONS = {
+    "epochs": 12,
+    "batch_size": 1,
+    "accumulation": ACCUMULATION,
+    "steps_per_epoch": STEPS,
+    "row_length": 48,
+    "learning_rate": 0.1,
+    "layer_decay": 0.9,
+    "patience": 2,
+}
 KILLED = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
@@ -66,9 +75,9 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, unbroken):
-    """The folder of a training that died in the epoch after its best one."""
+    """The folder of a training that died in the epoch after its best one, between two batches of one update."""
     folder = tmp_path_factory.mktemp("killed")
-    step = unbroken[1]["best_epoch"] * STEPS + STEPS // 2
+    step = (unbroken[1]["best_epoch"] * STEPS + STEPS // 2) * ACCUMULATION + 1
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     code = KILLED.format(paths=paths, step=step)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, capture_output=True, text=True)
@@ -144,7 +153,7 @@ def full_disk(source, target):
     ("changes", "difference"),
     [
         ({"learning_rate": 0.2}, "options.learning_rate: 0.1 then, 0.2 now"),
-        ({"batch_size": 3, "seed": 4}, "options.batch_size: 2 then, 3 now; options.seed: 0 then, 4 now"),
+        ({"batch_size": 3, "seed": 4}, "options.batch_size: 1 then, 3 now; options.seed: 0 then, 4 now"),
     ],
 )
 def test_other_options_are_refused_by_name(stopped, changes, difference):

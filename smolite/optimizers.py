@@ -1,0 +1,87 @@
+"""What Keras' optimizers lack here: a schedule that counts updates, and learning rates that fall from block to block."""
+
+import re
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("smolite")
+class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that moves on once per update, where an update takes the gradients of several batches.
+
+    Keras counts `gradient_accumulation_steps` batches as one in the corrections of Adam, but hands schedules every batch.
+
+    Args:
+        schedule: by updates.
+        accumulation: batches per update.
+    """
+
+    def __init__(self, schedule: Any, accumulation: int):
+        super().__init__()
+        self.schedule, self.accumulation = schedule, accumulation
+
+    def __call__(self, step):
+        """The rate of the update that batch number `step`, from 0, belongs to: with 4 batches per update, 11 is in update 2."""
+        return self.schedule(step // self.accumulation)
+
+    def get_config(self):
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "accumulation": self.accumulation}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["accumulation"])
+
+
+@keras.saving.register_keras_serializable("smolite")
+class LayerwiseAdamW(keras.optimizers.Adam):
+    """AdamW with a learning rate that falls from the last block to the first (Howard and Ruder 2018; Clark et al. 2020).
+
+    Block i of n learns at `learning_rate` · `layer_decay` ^ (n - 1 - i), the final norm at `learning_rate`, and what comes
+    before the blocks at `learning_rate` · `layer_decay` ^ n. The tied table comes before them, although it is the output
+    projection as well: it learns most slowly. The weight decay of a variable follows its rate. Variables of one dimension,
+    norm scales and biases, have none.
+
+    Args:
+        learning_rate: a number or a schedule.
+        layer_decay: above 0, at most 1, which makes it plain AdamW.
+        weight_decay: as in AdamW, on matrices.
+        kwargs: of `keras.optimizers.Adam`.
+    """
+
+    def __init__(self, learning_rate: Any = 1e-3, *, layer_decay: float = 1.0, weight_decay: float = 0.004, **kwargs: Any):
+        super().__init__(learning_rate, weight_decay=None, **kwargs)
+        self.layer_decay, self.matrix_decay = layer_decay, weight_decay
+        self._shares: list[float] = []
+
+    def build(self, variables):
+        super().build(variables)
+        self._shares = rate_shares([variable.path for variable in variables], self.layer_decay)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Keras' step, at the rate of the variable's layer, after its weight decay."""
+        rate = ops.cast(learning_rate, variable.dtype) * self._shares[self._get_variable_index(variable)]
+        if self.matrix_decay and len(variable.shape) > 1:
+            self.assign(variable, variable * (1.0 - self.matrix_decay * rate))
+        super().update_step(gradient, variable, rate)
+
+    def get_config(self):
+        return {**super().get_config(), "layer_decay": self.layer_decay, "weight_decay": self.matrix_decay}
+
+
+def rate_shares(paths: list[str], layer_decay: float) -> list[float]:
+    """The share of the learning rate for each of a model's variables.
+
+    Example: `["token_embedding/embeddings", "block_0/mlp/up/kernel", "block_1/mlp/up/kernel", "final_norm/scale"]` at 0.5
+    → `[0.25, 0.5, 1.0, 1.0]`.
+
+    Args:
+        paths: of the variables; a block's have `block_<i>/` in it.
+        layer_decay: share that is left from a block to the one before it.
+    """
+    found = [re.search(r"(?:^|/)block_(\d+)/", path) for path in paths]
+    number = 1 + max((int(match[1]) for match in found if match), default=-1)
+    behind = [number - 1 - int(match[1]) if match else number for match in found]
+    return [1.0 if "final_norm/" in path else layer_decay**blocks for path, blocks in zip(paths, behind, strict=True)]

@@ -1,0 +1,83 @@
+"""Referees: a clock that the test sets, and the batches of a real `fit` counted beside it."""
+
+import keras
+import numpy as np
+import pytest
+
+from smolite import progress
+from smolite.progress import Samples, Speed, TimeLeft
+
+X = np.random.default_rng(1).normal(size=(8, 4)).astype("float32")
+
+
+def small_model():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    return model
+
+
+def clock(monkeypatch, *times):
+    moments = iter(times)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(moments))
+
+
+def fit(model, callback, *, epochs, first=0, **given):
+    """Eight rows in batches of two: four batches in an epoch."""
+    settings = {"batch_size": 2, "shuffle": False, "verbose": 0, **given}
+    return model.fit(X, X[:, :1], epochs=epochs, initial_epoch=first, callbacks=[callback], **settings)
+
+
+@pytest.mark.parametrize(("every", "shown"), [(4, [4, 8, 12]), (3, [3, 6, 9, 12]), (5, [5, 10]), (8, [8])])
+def test_samples_show_the_model_as_it_is_after_so_many_batches(every, shown):
+    """One weight stands for the model. The referee is the same training stopped after so many batches."""
+    weights, model = [], small_model()
+    samples = Samples(lambda: str(weights.append(model.get_weights()[0].copy())), every, epoch_length=4)
+    fit(model, samples, epochs=3)
+    assert len(weights) == len(shown)
+    for done, seen in zip(shown, weights, strict=True):
+        stopped = small_model()
+        for batch in range(done):
+            rows = slice(batch % 4 * 2, batch % 4 * 2 + 2)
+            stopped.train_on_batch(X[rows], X[rows, :1])
+        np.testing.assert_allclose(seen, stopped.get_weights()[0], rtol=1e-5, atol=1e-7)
+
+
+def test_samples_go_on_counting_where_a_run_resumes(capsys):
+    fit(small_model(), Samples(lambda: "안녕! → 반가워요", 6, epoch_length=4), epochs=3, first=1)
+    assert capsys.readouterr().out.count("\n안녕! → 반가워요\n") == 2
+
+
+def test_speed_counts_the_training_part_alone(monkeypatch):
+    speed = Speed(600, 200)
+    speed.set_model(small_model())
+    clock(monkeypatch, 10.0, 12.0, 99.0)
+    speed.on_epoch_begin(0)
+    speed.on_test_begin()
+    speed.on_epoch_end(0, logs := {})
+    assert logs == {"tokens_per_second": 300.0, "trained_per_second": 100.0}
+
+
+def test_the_progress_bar_shows_loss_and_speed(capsys):
+    fit(small_model(), Speed(600, 200), epochs=1, verbose=1)
+    bar = capsys.readouterr().out
+    assert "loss: " in bar and "tokens_per_second: " in bar
+
+
+def test_the_speed_so_far_is_that_of_the_batches_done(monkeypatch):
+    speed = Speed(600, 200)
+    speed.set_params({"steps": 4})
+    clock(monkeypatch, 10.0, 13.0)
+    speed.on_epoch_begin(0)
+    speed.on_train_batch_end(2, logs := {"loss": 1.0})
+    assert logs == {"loss": 1.0, "tokens_per_second": 150.0}
+
+
+def test_the_time_left_is_that_of_the_epochs_to_come(monkeypatch):
+    """Resumed after 2 of 8 epochs; two more took 10 minutes, so the other four take 20."""
+    left = TimeLeft()
+    left.set_params({"epochs": 8})
+    clock(monkeypatch, 0.0, 240.0, 600.0)
+    left.on_train_begin()
+    left.on_epoch_end(2, {})
+    left.on_epoch_end(3, logs := {})
+    assert logs == {"minutes_left": 20.0}
