@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import smolite
+from smolite import quantized
 from smolite.chat import ChatTemplate, Conversation, Message
 from smolite.config import ModelConfig
 from smolite.files import new_directory, write_file
 from smolite.hub import resolve_model
-from smolite.models import CausalLM
+from smolite.seq2seq import LanguageModel
 from smolite.templates import known_template
 from smolite.tokenizer import Tokenizer
 from smolite.tokenizer_json import ROLES, JsonTokenizer
@@ -42,12 +43,13 @@ class Run:
     Args:
         model: the model.
         tokenizer: the tokenizer it was trained with.
-        template: how dialogues are written for it; None for a model of plain text, whose tokenizer lacks our markers.
+        template: how dialogues are written for it; None for a model of plain text, whose tokenizer lacks our markers, and for
+            an encoder-decoder.
         recipe: data and settings that it was made with, for `recipe.json`.
         path: the directory.
     """
 
-    model: CausalLM
+    model: LanguageModel
     tokenizer: Tokenizer
     template: ChatTemplate | None
     recipe: dict[str, Any]
@@ -56,11 +58,12 @@ class Run:
 
 def save(
     path: str | Path,
-    model: CausalLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     *,
     template: ChatTemplate | None = None,
     recipe: Mapping[str, Any] | None = None,
+    bits: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a run directory, whole or not at all.
@@ -69,30 +72,42 @@ def save(
         path: the directory to make.
         model: the model.
         tokenizer: the tokenizer it was trained with.
-        template: how dialogues are written for it. Default: `ChatTemplate()`.
+        template: how dialogues are written for it. Default: `ChatTemplate()`; an encoder-decoder has none.
         recipe: what the run was made with, ready for JSON; version and git commit are added.
+        bits: 8 or 4 for a file of about a quarter or a sixth of the size, `model_int8.safetensors` or `model_int4.safetensors`
+            (see `quantized.py`), which `load` reads as floats and transformers refuses. Default: the weights as they are.
         overwrite: whether the run in `path` may be replaced. Other files there, such as logs, are kept, but not another
-            tokenizer or chat template.
+            tokenizer or chat template, or other weights.
 
     Returns:
         `path`.
 
     Raises:
         FileExistsError: `path` is a directory that is not empty, and `overwrite` is false.
-        ValueError: tokenizer and model differ in vocabulary, or the tokenizer lacks a marker of the template.
+        ValueError: tokenizer and model differ in vocabulary, the tokenizer lacks a marker of the template, or `bits` is not one
+            of the above.
         OSError: the disk is full, or the folder cannot be written; what was there before is whole.
     """
     path = Path(path)
     _check_vocabulary(model.config, tokenizer, where="the model")
+    if template and model.config.num_encoder_layers:
+        raise ValueError("An encoder-decoder has no chat template. Received: `template`. Leave it out.")
     template = template or ChatTemplate()
     if template != ChatTemplate():
         template.render(Conversation((Message("user", ""), Message("assistant", ""))), tokenizer)
+    weights, file = model_weights(model), WEIGHTS_FILE
+    if bits is not None:
+        weights, file = quantized.quantize_tensors(weights, bits), quantized.weights_file(bits)
     with new_directory(path, overwrite=overwrite) as folder:
         write_file(folder / _tokenizer_file(tokenizer), tokenizer.model_proto)
-        for name, content in _documents(model, tokenizer, template=template, recipe=recipe or {}).items():
+        documents = _documents(model, tokenizer, template=template, recipe=recipe or {})
+        if bits is not None:
+            documents[CONFIG_FILE]["quantization_config"] = quantized.quantization_config(bits)
+        for name, content in documents.items():
             write_file(folder / name, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
-        _write_tensors(folder / WEIGHTS_FILE, model_weights(model))
-    for other in {TOKENIZER_FILE, JSON_TOKENIZER_FILE, TEMPLATE_FILE} - {_tokenizer_file(tokenizer)}:
+        _write_tensors(folder / file, weights)
+    ours = {TOKENIZER_FILE, JSON_TOKENIZER_FILE, TEMPLATE_FILE, WEIGHTS_FILE, *map(quantized.weights_file, quantized.BITS)}
+    for other in ours - {_tokenizer_file(tokenizer), file}:
         (path / other).unlink(missing_ok=True)
     return path
 
@@ -115,24 +130,25 @@ def load(path: str | Path, *, dtype: Any = None) -> Run:
         ImportError: a package for the hub or for `tokenizer.json` is not installed.
     """
     folder = _checked_folder(path)
-    config = _read_config(folder)
+    config = load_config(folder)
     settings = _read_json(folder / "tokenizer_config.json", missing={})
     tokenizer = _read_tokenizer(folder, settings, vocab_size=config.vocab_size)
     _check_vocabulary(config, tokenizer, where=CONFIG_FILE)
-    template = _read_template(folder, settings, tokenizer)
+    template = None if config.num_encoder_layers else _read_template(folder, settings, tokenizer)
     recipe = _read_json(folder / "recipe.json", missing={})
     return Run(load_model(folder, dtype=dtype), tokenizer, template, recipe, folder)
 
 
-def load_model(path: str | Path, *, dtype: Any = None) -> CausalLM:
+def load_model(path: str | Path, *, dtype: Any = None) -> LanguageModel:
     """Reads only the model of a run directory or a Hugging Face Llama folder; the rest is as in `load`."""
     folder = _checked_folder(path)
-    config = _read_config(folder)
-    return stored_model(config, read_tensors(folder), dtype=dtype)
+    config, bits = load_config(folder), quantized.bits_of(_read_json(folder / CONFIG_FILE))
+    tensors = quantized.QuantizedTensors(folder / quantized.weights_file(bits)) if bits else read_tensors(folder)
+    return stored_model(config, tensors, dtype=dtype)
 
 
 def _documents(
-    model: CausalLM, tokenizer: Tokenizer, *, template: ChatTemplate, recipe: Mapping[str, Any]
+    model: LanguageModel, tokenizer: Tokenizer, *, template: ChatTemplate, recipe: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The JSON files of a run directory, by name."""
     tokens = _tokens_of_hf(tokenizer)
@@ -144,7 +160,7 @@ def _documents(
         "model_max_length": model.config.context_length,
         "smolite": {"tokenizer": _tokenizer_file(tokenizer)},
     }
-    if _has_markers(tokenizer, template):
+    if _has_markers(tokenizer, template) and not model.config.num_encoder_layers:
         settings["chat_template"] = template.jinja()
         settings["smolite"]["chat_template"] = template.to_dict()
     return {
@@ -222,9 +238,14 @@ def _checked_folder(path: str | Path) -> Path:
     return folder
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def load_config(path: str | Path) -> ModelConfig:
+    """Reads only the shape of a run directory or a Hugging Face folder; errors are those of `load`."""
+    folder = _checked_folder(path)
+    hf = _read_json(folder / CONFIG_FILE)
+    if quantized.bits_of(hf):
+        del hf["quantization_config"]
     try:
-        return ModelConfig.from_hf(_read_json(folder / CONFIG_FILE))
+        return ModelConfig.from_hf(hf)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
 

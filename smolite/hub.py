@@ -9,6 +9,7 @@ FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
+    "model_int?.safetensors",
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -12,7 +12,8 @@ from keras import ops
 from safetensors import SafetensorError, safe_open
 
 from smolite.config import ModelConfig
-from smolite.models import CausalLM
+from smolite.cross_attention import CrossBlock
+from smolite.seq2seq import LanguageModel, Seq2SeqLM, new_language_model
 
 _EMBEDDING = "model.embed_tokens.weight"
 _TIED_HEAD = "lm_head.weight"
@@ -33,7 +34,7 @@ Header = tuple[tuple[int, ...], str]  # shape and dtype
 Place = tuple[Any, str]  # a layer, and the attribute that holds the weight
 
 
-def model_weights(model: CausalLM) -> dict[str, np.ndarray]:
+def model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
     """The weights as numpy arrays under Hugging Face's Llama names; the tied output projection has none."""
     weights = {}
     for name, place in _places(model).items():
@@ -123,7 +124,7 @@ def _dtype_name(stored: str) -> str:
     return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(stored, stored)
 
 
-def assign_weights(model: CausalLM, tensors: Mapping[str, np.ndarray]) -> None:
+def assign_weights(model: LanguageModel, tensors: Mapping[str, np.ndarray]) -> None:
     """Gives a model weights that are named and laid out as in `model_weights`; all are checked first.
 
     Args:
@@ -137,7 +138,7 @@ def assign_weights(model: CausalLM, tensors: Mapping[str, np.ndarray]) -> None:
         _variable(place).assign(_oriented(tensors[name].astype("float32"), place))
 
 
-def stored_model(config: ModelConfig, tensors: StoredTensors, *, dtype: Any = None) -> CausalLM:
+def stored_model(config: ModelConfig, tensors: StoredTensors, *, dtype: Any = None) -> LanguageModel:
     """Makes a model of stored weights, with memory for little more than the weights.
 
     The variables begin with their tensors: nothing random is drawn first, and one tensor is read at a time.
@@ -151,7 +152,7 @@ def stored_model(config: ModelConfig, tensors: StoredTensors, *, dtype: Any = No
         ValueError: as in `assign_weights`.
     """
     with keras.StatelessScope():  # variables made in it are initialized at its end, one after the other
-        model = CausalLM(config, dtype=dtype)
+        model = new_language_model(config, dtype=dtype)
         places = _checked_places(model, tensors)
         unread = set(places)
         for name, place in places.items():
@@ -183,7 +184,7 @@ def _oriented(tensor: np.ndarray, place: Place) -> np.ndarray:
     return tensor.T if place[1] == "kernel" else tensor
 
 
-def _checked_places(model: CausalLM, tensors: Mapping[str, np.ndarray]) -> dict[str, Place]:
+def _checked_places(model: LanguageModel, tensors: Mapping[str, np.ndarray]) -> dict[str, Place]:
     """The places of a model, for each of which there is a tensor that fits."""
     headers, places = _headers(tensors), _places(model)
     if _TIED_HEAD in headers:
@@ -211,16 +212,21 @@ def _check_head(tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _places(model: CausalLM) -> dict[str, Place]:
+def _places(model: LanguageModel) -> dict[str, Place]:
     """For each Hugging Face name the layer and the attribute that hold the weight."""
     layers = {
         "embed_tokens": model.token_embedding,
         "embed_positions": model.position_embedding,
         "embed_norm": model.embedding_norm,
-        "norm": model.final_norm,
     }
-    for number, block in enumerate(model.blocks):
-        layers |= {f"layers.{number}.{name}": layer for name, layer in _layers_of(block).items()}
+    if isinstance(model, Seq2SeqLM):
+        layers |= _stack("encoder.", model.encoder_blocks, model.encoder_norm)
+        layers |= _stack("decoder.", model.blocks, model.final_norm)
+        for number, memory in enumerate(model.memories):
+            cross = f"decoder.layers.{number}.cross_attn"
+            layers |= {f"{cross}.k_proj": memory.key, f"{cross}.v_proj": memory.value}
+    else:
+        layers |= _stack("", model.blocks, model.final_norm)
     return {
         f"model.{name}.{suffix}": (layer, attribute)
         for name, layer in layers.items()
@@ -229,24 +235,33 @@ def _places(model: CausalLM) -> dict[str, Place]:
     }
 
 
+def _stack(prefix: str, blocks: Sequence[Any], norm: Any) -> dict[str, Any]:
+    """The layers of some blocks and the norm after them."""
+    named = enumerate(map(_layers_of, blocks))
+    return {f"{prefix}layers.{number}.{name}": layer for number, layers in named for name, layer in layers.items()} | {
+        f"{prefix}norm": norm
+    }
+
+
 def _layers_of(block: Any) -> dict[str, Any]:
     """The layers of a block under Hugging Face's names; what Llama has no name for keeps ours."""
     attention, mlp = block.attention, block.mlp
     norms = {"input_layernorm": block.attention_norm, "post_attention_layernorm": block.mlp_norm}
     own = {name: getattr(block, name) for name in ("input_norm", "adapter", "output_norm") if hasattr(block, name)}
-    return (
-        norms
-        | own
-        | {
-            "self_attn.q_proj": attention.query,
-            "self_attn.k_proj": attention.key,
-            "self_attn.v_proj": attention.value,
-            "self_attn.o_proj": attention.output_projection,
-            "mlp.gate_proj": mlp.gate,
-            "mlp.up_proj": mlp.up,
-            "mlp.down_proj": mlp.down,
-        }
-    )
+    layers = {
+        "self_attn.q_proj": attention.query,
+        "self_attn.k_proj": attention.key,
+        "self_attn.v_proj": attention.value,
+        "self_attn.o_proj": attention.output_projection,
+        "mlp.gate_proj": mlp.gate,
+        "mlp.up_proj": mlp.up,
+        "mlp.down_proj": mlp.down,
+    }
+    if isinstance(block, CrossBlock):
+        cross = block.cross_attention
+        own |= {"cross_attn_layernorm": block.cross_norm, "cross_attn.q_proj": cross.query}
+        own["cross_attn.o_proj"] = cross.output_projection
+    return norms | own | layers
 
 
 def _check_names(places: Iterable[str], tensors: Iterable[str]) -> None:
