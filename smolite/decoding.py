@@ -5,6 +5,7 @@ Shapes use the legend at the top of `layers.py`. One seam per backend compiles; 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import keras
 from keras import ops
@@ -56,48 +57,62 @@ def _greedy(model: CausalLM, ids, cache, starts, place, stop_ids):
     return picks, done, are_numbers, cache
 
 
-def _compiled_by_tensorflow(model: CausalLM) -> tuple[Callable, Callable]:
-    """Graphs that read the variables; XLA for decoding only, which it makes twice as fast."""
+def compiled(model: Any, function: Callable, *, is_step: bool) -> Callable:
+    """`function(model, …)` of tensors, compiled for the backend in use; it sees later changes of the weights.
+
+    Args:
+        model: the model.
+        function: takes the model and tensors, or lists and tuples of them.
+        is_step: whether it is called often with the same shapes, and may take the memory of its second tensor, a cache.
+    """
+    return _BACKENDS[keras.backend.backend()](model, function, is_step)
+
+
+def _by_tensorflow(model: Any, function: Callable, is_step: bool) -> Callable:
+    """A graph that reads the variables; XLA for steps only, which it makes twice as fast."""
     import tensorflow as tf
 
-    forward = partial(_forward, model)
-    prefill, decode = tf.function(forward), tf.function(forward, jit_compile=True)
-    greedy = tf.function(partial(_greedy, model), jit_compile=True)
-    return lambda tokens, *rest: (prefill if tokens.shape[1] > 1 else decode)(tokens, *rest), greedy
+    return tf.function(partial(function, model), jit_compile=is_step or None)
 
 
-def _compiled_by_jax(model: CausalLM) -> tuple[Callable, Callable]:
-    """One program per length of tokens; weights are arguments, the old cache's memory becomes the new one."""
+def _by_jax(model: Any, function: Callable, is_step: bool) -> Callable:
+    """One program for all shapes alike; weights are arguments, the old cache's memory becomes the new one."""
     import jax
 
-    def compiled(function):
-        stateless, weights = _stateless(model, function)
-        program = jax.jit(stateless, donate_argnums=2)
-        return lambda *inputs: program(weights(), *inputs)
-
-    return compiled(_forward), compiled(_greedy)
+    stateless, weights = _stateless(model, function)
+    program = jax.jit(stateless, donate_argnums=2 if is_step else ())
+    return lambda *inputs: program(weights(), *inputs)
 
 
-def _compiled_by_torch(model: CausalLM) -> tuple[Callable, None]:
-    """The decode step recorded once as a graph of torch operations, free of Keras' work per layer call."""
+def _by_torch(model: Any, function: Callable, is_step: bool) -> Callable:
+    """A step is recorded once as a graph of torch operations, free of Keras' work per layer call."""
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    stateless, weights = _stateless(model, _forward)
+    stateless, weights = _stateless(model, function)
     recorded: list[Callable] = []
 
     @torch.no_grad()
-    def run(tokens, *rest):
-        if tokens.shape[1] > 1:
-            return _forward(model, tokens, *rest)
+    def run(*inputs):
+        if not is_step:
+            return function(model, *inputs)
         if not recorded:
-            recorded.append(make_fx(stateless)(weights(), tokens, *rest))
-        return recorded[0](weights(), tokens, *rest)
+            recorded.append(make_fx(stateless)(weights(), *inputs))
+        return recorded[0](weights(), *inputs)
 
-    return run, None
+    return run
 
 
-def _stateless(model: CausalLM, function: Callable) -> tuple[Callable, Callable]:
+def compiled_decoder(model: CausalLM) -> tuple[Callable, Callable | None]:
+    """`_forward` and, but on torch, `_greedy` of a model; on JAX prefill may take the memory of the cache, too."""
+    backend = keras.backend.backend()
+    prefill = compiled(model, _forward, is_step=backend == "jax")
+    decode = prefill if backend == "jax" else compiled(model, _forward, is_step=True)
+    greedy = None if backend == "torch" else compiled(model, _greedy, is_step=True)
+    return lambda tokens, *rest: (prefill if tokens.shape[1] > 1 else decode)(tokens, *rest), greedy
+
+
+def _stateless(model: Any, function: Callable) -> tuple[Callable, Callable]:
     """`function` of the model as one of the weights too, and a function that returns today's weights."""
     variables = model.variables
 
@@ -108,4 +123,4 @@ def _stateless(model: CausalLM, function: Callable) -> tuple[Callable, Callable]
     return stateless, lambda: [variable.value for variable in variables]
 
 
-COMPILERS = {"tensorflow": _compiled_by_tensorflow, "jax": _compiled_by_jax, "torch": _compiled_by_torch}
+_BACKENDS = {"tensorflow": _by_tensorflow, "jax": _by_jax, "torch": _by_torch}

@@ -6,11 +6,10 @@ Shapes use the legend at the top of `layers.py`.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 from keras import ops
 
-from smolite.decoding import COMPILERS, MOST_AHEAD
+from smolite.decoding import MOST_AHEAD, compiled_decoder
 from smolite.models import CausalLM
 
 _SHORTEST_PREFILL = 16
@@ -24,7 +23,8 @@ class Engine(Protocol):
         context_length: S, the cache slots; prompt and generated tokens of a row fit in them together.
         vocab_size: V.
 
-    An engine may have `greedy` as well, see `KerasEngine.greedy`; `generate` then lets it pick many ids in one call.
+    An engine may have `greedy` as well, see `KerasEngine.greedy`; `generate` then lets it pick many ids in one call. One that
+    writes answers apart from prompts, see `Seq2SeqEngine`, has `target_length`: the most ids of an answer, which ends there.
     """
 
     batch_size: int
@@ -66,13 +66,13 @@ class KerasEngine:
 
     def __init__(self, model: CausalLM, *, batch_size: int = 1, context_length: int | None = None) -> None:
         longest = model.config.context_length
-        self.batch_size = _checked_size(batch_size, name="batch_size")
-        self.context_length = _checked_size(
+        self.batch_size = checked_size(batch_size, name="batch_size")
+        self.context_length = checked_size(
             longest if context_length is None else context_length, name="context_length", most=longest
         )
         self.vocab_size = model.config.vocab_size
         self._model = model
-        self._forward, self._greedy = COMPILERS[keras.backend.backend()](model)
+        self._forward, self._greedy = compiled_decoder(model)
         self._used = self.context_length
         self._cache: Any = None
         self._starts: Any = None
@@ -90,7 +90,7 @@ class KerasEngine:
                 f"{len(prompts)}. Use `generate`, which takes any number, or make an engine of another size."
             )
         self._used = max(map(len, prompts))
-        tokens, starts = _right_aligned(prompts, _prefill_length(self._used, self.context_length))
+        tokens, starts = _right_aligned(prompts, prefill_length(self._used, self.context_length))
         self._starts = ops.convert_to_tensor(starts)
         self._cache = self._model.empty_cache(self.batch_size, self.context_length)
         return self._run(tokens, slot=0, last=self._used - 1)
@@ -221,14 +221,19 @@ def check_numbers(good: bool) -> None:
         )
 
 
-def _checked_size(value: int, *, name: str, most: int | None = None) -> int:
+def checked_size(value: int, *, name: str, most: int | None = None) -> int:
+    """A size in range: `value`.
+
+    Raises:
+        ValueError: it is no whole number, below 1 or above `most`.
+    """
     if not isinstance(value, int) or value < 1 or (most is not None and value > most):
         expected = "a positive whole number" if most is None else f"from 1 to {most}, the model's context length"
         raise ValueError(f"`{name}` must be {expected}. Received: {value!r}.")
     return value
 
 
-def _prefill_length(length: int, slots: int) -> int:
+def prefill_length(length: int, slots: int) -> int:
     """The next power of two, at least 16, at most the number of slots."""
     return min(max(_SHORTEST_PREFILL, 1 << (length - 1).bit_length()), slots)
 

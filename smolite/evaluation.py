@@ -16,8 +16,9 @@ from smolite.chat import ChatTemplate, Conversation, Fitted, fit_context
 from smolite.cross_entropy import token_nll
 from smolite.data import ChatDataset
 from smolite.engines import Engine
-from smolite.models import INPUT_NAMES, CausalLM
-from smolite.packing import Example, pack
+from smolite.models import CausalLM
+from smolite.packing import Example, PackedRows, pack
+from smolite.seq2seq import LanguageModel
 from smolite.tokenizer import Tokenizer
 
 
@@ -99,20 +100,26 @@ def evaluate_examples(model: CausalLM, examples: Sequence[Example], num_characte
     """Scores the trained tokens of rendered examples; see `evaluate`."""
     longest = max(len(ids) for ids, _ in examples)
     rows = pack(examples, min(model.config.context_length, max(longest, 128)))
+    return evaluate_rows(model, rows, num_characters, batch_size=batch_size)
+
+
+def evaluate_rows(model: LanguageModel, rows: PackedRows, num_characters: int, *, batch_size: int = 16) -> Evaluation:
+    """Scores the trained tokens of packed rows; see `evaluate`."""
     dataset = ChatDataset(rows, min(batch_size, len(rows)), shuffle=False)
-    scorer = _scorer(model)
+    scorer = scorer_of(model)
+    everywhere = np.broadcast_to(np.arange(rows.length, dtype="int32"), (dataset.batch_size, rows.length))
     nll = correct = 0.0
     for inputs, targets, weights in (dataset[index] for index in range(len(dataset))):
-        scores = scorer.predict_on_batch({**inputs, "targets": targets})
+        scores = scorer.predict_on_batch({"loss_at": everywhere, **inputs, "targets": targets})
         nll += float(np.sum(scores[..., 0] * weights, dtype=np.float64))
         correct += float(np.sum(scores[..., 1] * weights))
     return Evaluation(nll, round(correct), int(rows.num_trained), num_characters)
 
 
-def _scorer(model: CausalLM) -> keras.Model:
+def scorer_of(model: LanguageModel) -> keras.Model:
     """A functional model from rows and targets to token scores, so that logits never leave the device."""
-    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in (*INPUT_NAMES, "targets")}
-    logits = model({name: inputs[name] for name in INPUT_NAMES})
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in (*model.input, "targets")}
+    logits = model({name: inputs[name] for name in model.input})
     scorer = keras.Model(inputs, TokenScore()(logits, inputs["targets"]))
     scorer.compile(jit_compile=compile_with_xla())
     return scorer

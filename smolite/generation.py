@@ -22,7 +22,8 @@ def generate(
     """Goes on from each prompt. Prompt i gets the same ids in any batch as alone with the seed `seed + i`.
 
     The rule for a full context: the newest half of the row, prompt and new ids alike, is kept and read again
-    from position 0, and generation goes on.
+    from position 0, and generation goes on. An engine of an encoder-decoder never does so: the answer ends where
+    its `target_length` does.
 
     Example: where the model says 9 after `[5]` and 3 after `[5, 9]`, `generate(engine, [[5]], stop_ids=[3])`
     gives `[[9]]`.
@@ -41,7 +42,7 @@ def generate(
         ValueError: no prompt, one that the engine cannot read, or a number of tokens below 1.
         FloatingPointError: the logits are not numbers.
     """
-    _check_request(engine, prompts, max_new_tokens)
+    max_new_tokens = _checked_request(engine, prompts, max_new_tokens)
     replies: list[list[int]] = []
     for first in range(0, len(prompts), engine.batch_size):
         group = prompts[first : first + engine.batch_size]
@@ -62,7 +63,7 @@ def stream(
     stop_ids: Collection[int] = (),
 ) -> Iterator[int]:
     """Yields what `generate` gives for one prompt, id by id as picked; arguments and errors as there."""
-    _check_request(engine, [prompt], max_new_tokens)
+    max_new_tokens = _checked_request(engine, [prompt], max_new_tokens)
     picks = _picks(engine, [prompt], sampling=sampling, stop_ids=stop_ids)
     return _before_stop(islice(picks, max_new_tokens), stop_ids)
 
@@ -105,7 +106,7 @@ def _picks(
         for row, new, index in zip(rows, generated, ids, strict=True):
             row.append(index)
             new.append(index)
-        if used < engine.context_length:
+        if used < engine.context_length or hasattr(engine, "target_length"):
             logits, used = engine.step(ids), used + 1
         else:
             rows = [slide(row, engine.context_length) for row in rows]
@@ -151,8 +152,10 @@ def _pick(
     return draw(logits, [stream.random() for stream in streams]).tolist()
 
 
-def _check_request(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _checked_request(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """How many ids to pick at most."""
     check(len(prompts) > 0, "prompts", "at least one list of token ids", "none")
     good_length = is_count(max_new_tokens) and max_new_tokens > 0
     check(good_length, "max_new_tokens", "a positive whole number", max_new_tokens)
     check_prompts(prompts, engine)
+    return min(max_new_tokens, getattr(engine, "target_length", max_new_tokens))

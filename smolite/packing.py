@@ -1,5 +1,6 @@
 """Rows for training: next-token fields, and several examples packed into each row."""
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,21 @@ def next_token_fields(ids: Sequence[int], mask: Sequence[int]) -> tuple[Sequence
 
 
 @dataclass(frozen=True)
+class PackedSources:
+    """What the encoder reads beside rows of targets, all arrays int32 of shape (rows, source length).
+
+    Args:
+        tokens: 0 in padding.
+        positions: 0, 1, 2, … from the first token of each source on.
+        segments: the number of the target's segment, 0 in padding.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+
+
+@dataclass(frozen=True)
 class PackedRows:
     """Rows of tokens ready for training, all arrays of shape (rows, length).
 
@@ -48,6 +64,7 @@ class PackedRows:
         weights: 1 where the target is trained, 0 elsewhere, float32.
         positions: 0, 1, 2, … from the first token of each example on, int32.
         segments: 1, 2, 3, … by example within a row, 0 in padding, int32. Attention stays inside a segment.
+        sources: of an encoder-decoder, what its encoder reads; see `pairs.pack_pairs`.
     """
 
     tokens: np.ndarray
@@ -55,6 +72,7 @@ class PackedRows:
     weights: np.ndarray
     positions: np.ndarray
     segments: np.ndarray
+    sources: PackedSources | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,6 +81,12 @@ class PackedRows:
     def length(self) -> int:
         """Tokens in a row."""
         return self.tokens.shape[1]
+
+    @property
+    def checksum(self) -> int:
+        """Tells these tokens from others."""
+        sources = b"" if self.sources is None else self.sources.tokens.tobytes()
+        return zlib.crc32(self.tokens.tobytes() + sources)
 
     @property
     def num_trained(self) -> int:
@@ -96,14 +120,14 @@ def pack(examples: Sequence[Example], length: int) -> PackedRows:
         ValueError: no examples, `length` below 1, or an example with fewer than two ids, with more than
             `length + 1` ids, or without a trained token.
     """
-    fields = _checked_fields(examples, length)
+    fields = checked_fields(examples, length)
     sizes = [len(tokens) for tokens, _, _ in fields]
-    return _filled([[fields[place] for place in row] for row in _best_fit(sizes, length)], length)
+    return filled_rows([[fields[place] for place in row] for row in _best_fit(sizes, length)], length)
 
 
 def unpacked_rows(examples: Sequence[Example], length: int) -> PackedRows:
     """Put each example into a row of its own, in the given order; arguments and errors as in `pack`."""
-    return _filled([[fields] for fields in _checked_fields(examples, length)], length)
+    return filled_rows([[fields] for fields in checked_fields(examples, length)], length)
 
 
 def text_rows(texts: Iterable[str], tokenizer: Tokenizer, *, length: int) -> PackedRows:
@@ -132,7 +156,12 @@ def _parts(ids: list[int], length: int) -> list[list[int]]:
     return [ids[start : start + length + 1] for start in range(0, len(ids) - 1, max(length, 1))]
 
 
-def _checked_fields(examples: Sequence[Example], length: int) -> list[tuple[Sequence, Sequence, Sequence]]:
+def checked_fields(examples: Sequence[Example], length: int) -> list[tuple[Sequence, Sequence, Sequence]]:
+    """The `next_token_fields` of each example.
+
+    Raises:
+        ValueError: as `pack`.
+    """
     if length < 1:
         raise ValueError(f"`length` must be at least 1. Received: {length}. Use the model's context length.")
     if not examples:
@@ -174,7 +203,8 @@ def _best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
     return rows
 
 
-def _filled(rows: Sequence[Sequence[tuple]], length: int) -> PackedRows:
+def filled_rows(rows: Sequence[Sequence[tuple]], length: int) -> PackedRows:
+    """Rows of `next_token_fields`, one behind the other, filled up with zeros."""
     shape = len(rows), length
     tokens, targets, positions, segments = (np.zeros(shape, "int32") for _ in range(4))
     weights = np.zeros(shape, "float32")

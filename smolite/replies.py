@@ -25,7 +25,7 @@ def stream_reply(
         messages: the dialogue so far; the last message is the user's. When it leaves no room for an answer of
             `max_new_tokens` (at most half the context), its oldest exchanges are forgotten first.
         tokenizer: the model's.
-        template: the chat template of the run.
+        template: the chat template of the run; an encoder-decoder needs none, and reads the turns a line each.
         sampling: how tokens are picked; greedily by default.
         max_new_tokens: the most tokens of an answer.
 
@@ -33,9 +33,12 @@ def stream_reply(
         ValueError: the last message is not the user's, or alone exceeds the context.
     """
     template = template or ChatTemplate()
-    room = engine.context_length - min(max_new_tokens, engine.context_length // 2)
-    prompt = fit_messages(messages, tokenizer, template=template, room=room)
-    decoder, stop = tokenizer.stream(), tokenizer.markers[template.stop]
+    if hasattr(engine, "target_length"):
+        prompt, stop = fit_source(messages, tokenizer, room=engine.context_length), tokenizer.end_id
+    else:
+        room = engine.context_length - min(max_new_tokens, engine.context_length // 2)
+        prompt, stop = fit_messages(messages, tokenizer, template=template, room=room), tokenizer.markers[template.stop]
+    decoder = tokenizer.stream()
     ids = stream(engine, prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=(stop,))
     for index in ids:
         if text := decoder.push(index):
@@ -61,3 +64,16 @@ def fit_messages(messages: Sequence[Message], tokenizer: Tokenizer, *, template:
         turns = turns[2:]
         prompt = template.prompt([*system, *turns], tokenizer)
     return prompt
+
+
+def fit_source(messages: Sequence[Message], tokenizer: Tokenizer, *, room: int) -> list[int]:
+    """The source of an encoder-decoder that answers `messages`: a line a turn as in `dialogue_pairs`, the oldest left out.
+
+    The last turn is always kept, whatever its length.
+    """
+    turns = [message.content for message in messages]
+    source = tokenizer.encode("\n".join(turns))
+    while len(source) > room and len(turns) > 1:
+        turns = turns[1:]
+        source = tokenizer.encode("\n".join(turns))
+    return source

@@ -9,7 +9,12 @@ from typing import Any, TypeVar
 Record = TypeVar("Record")
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
-SAMPLE_FILES = {"sample": "train.jsonl", "sample-heldout": "heldout.jsonl"}
+SAMPLE_FILES = {
+    "sample": "train.jsonl",
+    "sample-heldout": "heldout.jsonl",
+    "sample-pairs": "pairs.ko-en.jsonl",
+    "sample-pairs-heldout": "pairs.ko-en.heldout.jsonl",
+}
 HUB_FILES = {"Yuchan5386/Smolwrite-dataset": "VeTrans.jsonl"}
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:]+))?")
 _DATA_SUFFIXES = (".jsonl", ".json", ".txt")
@@ -19,7 +24,8 @@ _PROBLEMS_SHOWN = 5
 def resolve_dataset(name_or_path: str | Path) -> Path:
     """Find the file behind a path or a data set's name.
 
-    `"sample"` and `"sample-heldout"` are the two parts of the bundled set, unless files of these names exist.
+    `"sample"` and `"sample-heldout"` are the two parts of the bundled dialogues, `"sample-pairs"` and
+    `"sample-pairs-heldout"` those of the bundled Korean–English pairs, unless files of these names exist.
     A file is itself. A folder stands for its `VeTrans.jsonl`, or else for the only `.jsonl` in it.
     `"owner/name:file.jsonl"` is fetched from the Hugging Face hub (and kept in its cache); for a name in
     `HUB_FILES`, such as `"Yuchan5386/Smolwrite-dataset"`, the file may be left out.
