@@ -1,7 +1,6 @@
 """SentencePiece `.model` files: trained, read, guarded and written whole. `tokenizer` stands on this."""
 
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -186,17 +185,3 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise FileExistsError(f"`path` must be free. Received: {path}, which exists. Choose another, or `overwrite=True`.")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes `content` beside `path`, then renames: an interrupt leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

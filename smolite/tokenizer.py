@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from smolite.files import write_file
 from smolite.sentencepiece_model import (
     MARKERS,
     check_free,
@@ -13,7 +14,6 @@ from smolite.sentencepiece_model import (
     load_processor,
     read_model,
     train_model,
-    write_whole,
 )
 
 
@@ -139,7 +139,7 @@ class Tokenizer:
             FileExistsError: `path` exists and `overwrite` is false.
         """
         check_free(Path(path), overwrite=overwrite)
-        write_whole(Path(path), self.model_proto)
+        write_file(path, self.model_proto)
 
     def _raw_byte(self, index: int) -> bytes:
         """Returns the byte of a byte piece such as `<0xEB>`; of other pieces a space: it ends a character."""
@@ -230,5 +230,5 @@ def train_tokenizer(
     """
     check_free(Path(path), overwrite=overwrite)
     model_proto = train_model(texts, vocab_size=vocab_size, model_type=model_type, character_coverage=character_coverage)
-    write_whole(Path(path), model_proto)
+    write_file(path, model_proto)
     return Tokenizer(path)
