@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_file(path: str | Path, data: bytes) -> Path:
+def write_file(path: str | os.PathLike[str], data: bytes) -> Path:
     """Writes `data` to `path`, replacing what is there only when all of it is on the disk.
 
     Args:

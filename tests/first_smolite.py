@@ -29,7 +29,7 @@ class Attention(keras.layers.Layer):
         turn = np.exp(1j * angle)[None, :, None]
         x = ops.reshape(x, (-1, length, self.heads, self.size // 2, 2))
         real, imaginary = x[..., 0], x[..., 1]
-        cos, sin = turn.real.astype("float32"), turn.imag.astype("float32")
+        cos, sin = (ops.convert_to_tensor(part.astype("float32")) for part in (turn.real, turn.imag))
         parts = [real * cos - imaginary * sin, imaginary * cos + real * sin]
         return ops.reshape(ops.stack(parts, axis=-1), (-1, length, self.heads, self.size))
 
@@ -39,7 +39,7 @@ class Attention(keras.layers.Layer):
             ops.reshape(dense(normed), (-1, length, self.heads, self.size)) for dense in (self.q_proj, self.k_proj, self.v_proj)
         )
         scores = ops.einsum("bihd,bjhd->bhij", self.turned(q), self.turned(k)) / np.sqrt(self.size)
-        scores = ops.where(np.tril(np.ones((length, length), bool)), scores, -1e9)
+        scores = ops.where(ops.convert_to_tensor(np.tril(np.ones((length, length), bool))), scores, -1e9)
         mixed = ops.einsum("bhij,bjhd->bihd", ops.softmax(scores), v)
         return x + self.o_proj(ops.reshape(mixed, (-1, length, self.heads * self.size)))
 
