@@ -40,8 +40,8 @@ def export(
         format: a key of `TARGETS`.
         out: the folder to write to. Default: `export` in the run directory; for a name on the hub, `export` in a folder here
             that is called as the model.
-        quantize: `None` for float32, or a way that the format knows: `"int8"` for TFLite, `"f16"`, `"q8_0"` or `"q4_0"` for
-            GGUF.
+        quantize: `None` for float32, or a way that the format knows: `"int8"` for TFLite and LiteRT-LM, `"f16"`, `"q8_0"` or
+            `"q4_0"` for GGUF.
         prefill_lengths: how many tokens of a prompt are read at once; several are possible. Default: 16 and 128. GGUF has no
             fixed lengths.
         cache_length: how many tokens a chat can hold. Default: the context length, at most 1,024. Not for GGUF.
@@ -72,11 +72,11 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as staging:
         if target.on_tensorflow:
-            job = {"quantize": quantize, "prefill_lengths": lengths, "cache_length": slots}
+            job = {"quantize": quantize, "prefill_lengths": lengths, "cache_length": slots, "complete": target.complete}
             _convert_apart({**job, "module": target.module, "run": str(run), "path": str(Path(staging, name))})
         else:
             _convert(target.module, run, Path(staging, name), quantize=quantize)
-        _verify(run, Path(staging), folder, overwrite=overwrite, client=target.on_tensorflow)
+        _verify(run, Path(staging), folder, overwrite=overwrite, client=not target.complete)
         _replace(Path(staging), folder)
     return folder / name
 

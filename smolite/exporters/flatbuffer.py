@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from smolite.config import ModelConfig
+from smolite.exporters.pair_signatures import ENCODE
 from smolite.exporters.signatures import DECODE, prefill_lengths_of
 
 
@@ -61,7 +62,8 @@ def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
     tables = {tensor.buffer for tensor in tensors if list(_shape(tensor)) == table}
     custom = sorted({name for names in counts.values() for name in names if name.startswith("custom ")})
     problems = [f"operator {name}" for name in custom]
-    if DECODE not in counts or not prefill_lengths_of(list(counts)):
+    reads = ENCODE in counts if config.num_encoder_layers else prefill_lengths_of(list(counts))
+    if DECODE not in counts or not reads:
         problems.append(f"signatures {', '.join(counts) or 'none'}")
     if any(size < 0 for tensor in tensors for size in _signature_shape(tensor)):
         problems.append("dynamic shapes")

@@ -9,6 +9,7 @@ import numpy as np
 from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.flatbuffer import open_flatbuffer
 from smolite.exporters.native_log import drop_native_log_at_exit, native_log_dropped
+from smolite.exporters.pair_signatures import ENCODE
 from smolite.exporters.signatures import DECODE, prefill_lengths_of
 
 
@@ -29,12 +30,12 @@ class TFLiteEngine(CachedEngine):
     """
 
     def __init__(self, path: str | Path, *, num_threads: int = 1):
-        model = _compile(Path(path), num_threads)
+        model = compile_file(Path(path), num_threads)
         signatures = model.get_signature_list()
-        if DECODE not in signatures:
+        if DECODE not in signatures or ENCODE in signatures:
             raise ValueError(
-                f"A .tflite file with the signature `{DECODE}` was expected. Received: {path} with "
-                f"{', '.join(signatures) or 'no signatures'}. Make one with `smolite export`."
+                f"A .tflite file with the signature `{DECODE}` of a model without an encoder was expected. Received: {path} "
+                f"with {', '.join(signatures) or 'no signatures'}. Make one with `smolite export`."
             )
         inputs = model.get_input_tensor_details(DECODE)
         self._cache_shapes = {name: tensor["shape"] for name, tensor in inputs.items() if name.startswith("kv_cache")}
@@ -44,8 +45,8 @@ class TFLiteEngine(CachedEngine):
             vocab_size=model.get_output_tensor_details(DECODE)["logits"]["shape"][-1],
         )
         with native_log_dropped():
-            self._native = {"model": model, **_bind(model, signatures, self._cache_shapes)}
-        self.close = weakref.finalize(self, _release, self._native)
+            self._native = {"model": model, **bind_buffers(model, signatures, self._cache_shapes)}
+        self.close = weakref.finalize(self, release, self._native)
 
     def read_caches(self) -> dict[str, np.ndarray]:
         buffers = self._native[DECODE][0]
@@ -63,7 +64,8 @@ class TFLiteEngine(CachedEngine):
         return logits.reshape(num_rows, self.vocab_size)
 
 
-def _compile(path: Path, num_threads: int) -> Any:
+def compile_file(path: Path, num_threads: int) -> Any:
+    """LiteRT's model of a .tflite file; arguments and errors as in `TFLiteEngine`."""
     try:
         from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
     except ImportError as error:
@@ -78,7 +80,7 @@ def _compile(path: Path, num_threads: int) -> Any:
         return CompiledModel.from_file(str(path), options=options)
 
 
-def _bind(model: Any, signatures: dict[str, Any], cache_shapes: dict[str, Any]) -> dict[str, tuple[dict, dict]]:
+def bind_buffers(model: Any, signatures: dict[str, Any], cache_shapes: dict[str, Any]) -> dict[str, tuple[dict, dict]]:
     """Input and output buffers of every signature, with one set of cache buffers for all."""
     caches = {name: model.create_input_buffer_by_name(DECODE, name) for name in cache_shapes}
     for name, buffer in caches.items():
@@ -92,6 +94,7 @@ def _bind(model: Any, signatures: dict[str, Any], cache_shapes: dict[str, Any]) 
     }
 
 
-def _release(native: dict[str, Any]) -> None:
+def release(native: dict[str, Any]) -> None:
+    """Frees a model and its buffers quietly."""
     with native_log_dropped():
         native.clear()

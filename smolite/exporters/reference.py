@@ -17,6 +17,8 @@ from smolite.exporters.saved_model import SavedModelEngine
 from smolite.exporters.signatures import cache_name
 from smolite.layers import MASKED_SCORE
 from smolite.models import CausalLM
+from smolite.seq2seq import LanguageModel, Seq2SeqLM
+from smolite.seq2seq_engine import Seq2SeqEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,9 @@ class Difference:
     num_tokens: int
 
 
-def work_out_cases(model: CausalLM, engine: Engine, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[Case]:
+def work_out_cases(
+    model: LanguageModel, engine: Engine, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+) -> list[Case]:
     """Lets the model continue prompts, and keeps what its plain forward says of the text.
 
     Args:
@@ -64,8 +68,11 @@ def work_out_cases(model: CausalLM, engine: Engine, prompts: Sequence[Sequence[i
     """
     texts = []
     for prompt in prompts:
-        count = min(max_new_tokens, engine.context_length - len(prompt) + 1)
+        room = engine.target_length if isinstance(engine, Seq2SeqEngine) else engine.context_length - len(prompt) + 1
+        count = min(max_new_tokens, room)
         texts.append((list(prompt), _write_greedily(engine, prompt, count)))
+    if isinstance(engine, Seq2SeqEngine):
+        return [_work_out_pair(model, engine, prompt, reply) for prompt, reply in texts]
     length = max(len(prompt) + len(reply) for prompt, reply in texts) - 1
     return [_work_out(model, prompt, reply, min(length, engine.context_length)) for prompt, reply in texts]
 
@@ -117,6 +124,16 @@ def _cache_difference(engine: CachedEngine, case: Case) -> float:
 def _largest(difference: np.ndarray) -> float:
     """The largest absolute value; infinity when there is one that is not a number."""
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
+
+
+def _work_out_pair(model: Seq2SeqLM, engine: Seq2SeqEngine, prompt: list[int], reply: list[int]) -> Case:
+    """Source and target are padded on the right to the engine's lengths, so that backends compile once."""
+    source, tokens = np.zeros((1, engine.context_length), "int32"), np.zeros((1, engine.target_length), "int32")
+    source[0, : len(prompt)] = prompt
+    tokens[0, : len(reply)] = [engine.start_id, *reply[:-1]]
+    segments = (np.arange(engine.context_length) < len(prompt))[None].astype("int32")
+    logits = model({"source": source, "tokens": tokens, "source_segments": segments})
+    return Case(prompt=prompt, reply=reply, logits=ops.convert_to_numpy(logits)[0, : len(reply)], caches={})
 
 
 def _work_out(model: CausalLM, prompt: list[int], reply: list[int], length: int) -> Case:

@@ -18,7 +18,7 @@ class Row:
         artifact: its name.
         runtime: what it ran on.
         num_bytes: its size on disk.
-        logits: largest difference of a logit from the plain Keras forward.
+        logits: largest difference of a logit from the plain Keras forward; of a log probability where a runtime has no logits.
         caches: largest difference of a key or value in the caches that it returned.
         tokens: greedy tokens that are the same as Keras'.
         num_tokens: greedy tokens compared.

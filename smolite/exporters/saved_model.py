@@ -7,6 +7,7 @@ import numpy as np
 
 from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.native_log import native_log_dropped
+from smolite.exporters.pair_signatures import pair_forward, pair_signatures
 from smolite.exporters.signatures import (
     DECODE,
     FORWARD,
@@ -14,11 +15,13 @@ from smolite.exporters.signatures import (
     forward_signature,
     prefill_lengths_of,
 )
-from smolite.models import CausalLM
+from smolite.seq2seq import LanguageModel, Seq2SeqLM
 
 
-def build_saved_model(model: CausalLM, path: str | Path, *, prefill_lengths: Sequence[int], cache_length: int) -> None:
+def build_saved_model(model: LanguageModel, path: str | Path, *, prefill_lengths: Sequence[int], cache_length: int) -> None:
     """Writes a TensorFlow SavedModel with the endpoints `forward` (also `serving_default`), `prefill_<T>` and `decode`.
+
+    An encoder-decoder has `encode` in place of `prefill_<T>`, for sources of the one length T.
 
     Args:
         model: a float32 model on the TensorFlow backend.
@@ -37,14 +40,18 @@ def build_saved_model(model: CausalLM, path: str | Path, *, prefill_lengths: Seq
             "A SavedModel is built from a float32 model on the TensorFlow backend. Received: "
             f"{model.compute_dtype} on {keras.backend.backend()}. Call `smolite.export` with the run directory."
         )
-    signatures = edge_signatures(model, prefill_lengths=prefill_lengths, cache_length=cache_length)
-    signatures[FORWARD] = forward_signature(model)
+    if isinstance(model, Seq2SeqLM):
+        signatures = pair_signatures(model, source_length=prefill_lengths[0], cache_length=cache_length)
+        signatures[FORWARD] = pair_forward(model)
+    else:
+        signatures = edge_signatures(model, prefill_lengths=prefill_lengths, cache_length=cache_length)
+        signatures[FORWARD] = forward_signature(model)
     module = tf.Module()
     module.model_variables = [weight.value for weight in model.weights]
     tf.saved_model.save(module, str(path), signatures={**signatures, "serving_default": signatures[FORWARD]})
 
 
-def build(model: CausalLM, path: Path, *, quantize: None, prefill_lengths: Sequence[int], cache_length: int) -> None:
+def build(model: LanguageModel, path: Path, *, quantize: None, prefill_lengths: Sequence[int], cache_length: int) -> None:
     """Writes a SavedModel and says so on standard output."""
     print(f"{path.name}: tracing forward, prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
     build_saved_model(model, path, prefill_lengths=prefill_lengths, cache_length=cache_length)

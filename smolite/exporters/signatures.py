@@ -53,22 +53,28 @@ def choose_lengths(
 
     Every decode step reads the whole allocated cache, so the default is the context length but at most 1,024 slots. Every
     prefill signature keeps its own copy of the weights in the runtime's memory, so there are two: 16 tokens for a short turn,
-    128 for a long one. With a context of 512: `((16, 128), 512)`; of 32: `((16,), 32)`; of 8: `((8,), 8)`.
+    128 for a long one. With a context of 512: `((16, 128), 512)`; of 32: `((16,), 32)`; of 8: `((8,), 8)`. An encoder-decoder
+    has one, the longest source; by default as many tokens as the cache.
 
     Raises:
         ValueError: a length that is not possible for this model.
     """
     slots = min(config.context_length, 1024) if cache_length is None else cache_length
+    most_prefill = config.context_length if config.num_encoder_layers else slots
     if not 2 <= slots <= config.context_length:
         raise ValueError(
             f"`cache_length` must be from 2 to the context length of the model, {config.context_length}. "
             f"Received: {slots}. Choose a smaller one; decoding is faster with a smaller cache."
         )
-    default = tuple(length for length in (16, 128) if length <= slots) or (slots,)
+    default = tuple(length for length in (16, 128) if length <= slots and not config.num_encoder_layers) or (slots,)
     lengths = tuple(sorted(set(default if prefill_lengths is None else prefill_lengths)))
-    if not lengths or not all(2 <= length <= slots for length in lengths):
+    if config.num_encoder_layers and len(lengths) > 1:
         raise ValueError(
-            f"`prefill_lengths` must be one or more numbers from 2 to the cache length, {slots}. "
+            f"An encoder reads sources of one length. Received: `prefill_lengths` {lengths}. Give the longest that you need."
+        )
+    if not lengths or not all(2 <= length <= most_prefill for length in lengths):
+        raise ValueError(
+            f"`prefill_lengths` must be one or more numbers from 2 to the cache length, {most_prefill}. "
             f"Received: {lengths}. The default here is {default}."
         )
     return lengths, slots
@@ -78,7 +84,7 @@ def edge_signatures(model: "CausalLM", *, prefill_lengths: Sequence[int], cache_
     """The concrete functions `prefill_<T>` and `decode` by name, for a model on the TensorFlow backend."""
     lengths = {prefill_name(length): length for length in prefill_lengths} | {DECODE: 1}
     return {
-        name: _cached_function(model, name).get_concrete_function(**_input_specs(model.config, length, cache_length))
+        name: _cached_function(model, name).get_concrete_function(**decode_specs(model.config, length, cache_length))
         for name, length in lengths.items()
     }
 
@@ -93,7 +99,8 @@ def forward_signature(model: "CausalLM") -> Any:
     return tf.function(forward, autograph=False).get_concrete_function(tokens=tf.TensorSpec((None, None), tf.int32, "tokens"))
 
 
-def _input_specs(config: ModelConfig, length: int, slots: int) -> dict[str, Any]:
+def decode_specs(config: ModelConfig, length: int, slots: int) -> dict[str, Any]:
+    """The inputs of a signature of `length` tokens over `slots` slots."""
     import tensorflow as tf
 
     specs = {
@@ -112,17 +119,17 @@ def _cached_function(model: "CausalLM", name: str) -> Any:
 
     def run(tokens, input_pos, mask, **caches):
         cache = [(caches[cache_name("k", i)], caches[cache_name("v", i)]) for i in layers]
-        hidden = _look_up(model.token_embedding.embeddings.value, tokens)
+        hidden = look_up(model.token_embedding.embeddings.value, tokens)
         positions = tf.expand_dims(input_pos, 0)
         hidden, cache = model.cached_body(hidden, cache, slot=input_pos[0], mask=mask, positions=positions)
         outputs = {cache_name(kind, i): cache[i]["kv".index(kind)] for i in layers for kind in "kv"}
-        return {**outputs, "logits": _head(model, hidden)} if name == DECODE else outputs
+        return {**outputs, "logits": exact_head(model, hidden)} if name == DECODE else outputs
 
     run.__name__ = name
     return tf.function(run, autograph=False)
 
 
-def _look_up(table, tokens):
+def look_up(table, tokens):
     """(V, D) table and (1, T) ids → (1, T, D), as one EMBEDDING_LOOKUP; the quantizer may leave a GATHER in float."""
     import tensorflow as tf
 
@@ -133,7 +140,7 @@ def _look_up(table, tokens):
     return tf.expand_dims(embedding_matmul(table, tf.reshape(tokens, [-1])), 0)
 
 
-def _head(model: "CausalLM", hidden):
+def exact_head(model: "CausalLM", hidden):
     """(1, T, D) → (1, T, V): `model.head` in another order.
 
     The norm multiplies by its scale first. In the usual order the converter would fold the scale into the projection, and

@@ -4,10 +4,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from smolite.exporters.pair_signatures import ENCODE
 from smolite.exporters.quantization import quantize_tflite
 from smolite.exporters.saved_model import build_saved_model
 from smolite.exporters.signatures import DECODE, prefill_lengths_of, prefill_name
-from smolite.models import CausalLM
+from smolite.seq2seq import LanguageModel
 
 
 def build_tflite(saved_model: str | Path, path: str | Path) -> None:
@@ -20,13 +21,13 @@ def build_tflite(saved_model: str | Path, path: str | Path) -> None:
     import tensorflow as tf
 
     names = tf.saved_model.load(str(saved_model)).signatures
-    keys = [*map(prefill_name, prefill_lengths_of(list(names))), DECODE]
+    keys = [*map(prefill_name, prefill_lengths_of(list(names))), *({ENCODE} & set(names)), DECODE]
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=keys)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     Path(path).write_bytes(converter.convert())
 
 
-def build(model: CausalLM, path: Path, *, quantize: str | None, prefill_lengths: Sequence[int], cache_length: int) -> None:
+def build(model: LanguageModel, path: Path, *, quantize: str | None, prefill_lengths: Sequence[int], cache_length: int) -> None:
     """Writes a .tflite file, quantized if `quantize` names a recipe, and says on standard output how far it is."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".steps-") as steps:
         saved_model, float_path = Path(steps, "saved_model"), Path(steps, path.name) if quantize else path

@@ -1,9 +1,8 @@
 """Proof that every artifact of a run says what its Keras model says, each opened in its real runtime."""
 
 import dataclasses
-import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,14 @@ from smolite.engines import Engine, KerasEngine
 from smolite.evaluation import trace
 from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.flatbuffer import structure_problems
+from smolite.exporters.litertlm_engine import LiteRTLMEngine
 from smolite.exporters.llama_cpp_engine import LlamaCppEngine
 from smolite.exporters.reference import Case, compare, work_out_cases
 from smolite.exporters.report import Report, Row
 from smolite.exporters.targets import TARGETS
+from smolite.exporters.text_check import check_answers, check_scores, check_tokenizer
+from smolite.seq2seq import Seq2SeqLM
+from smolite.seq2seq_engine import Seq2SeqEngine
 from smolite.tokenizer import Tokenizer
 
 # Largest difference of a logit or cache value in float32. Sums in another order differ by about 1e-6 of the largest value, so a
@@ -71,20 +74,28 @@ def verify(
         FileNotFoundError: the folder has nothing to verify.
     """
     folder = Path(run, "export") if out is None else Path(out)
-    rows, artifacts = _open_artifacts(folder)
+    _check_folder(folder)
     loaded = checkpoint.load(run, dtype="float32")
-    slots = min((engine.context_length for engine in artifacts.values()), default=loaded.model.config.context_length)
-    engines: dict[str, Engine] = {KERAS_ROW: KerasEngine(loaded.model, context_length=slots), **artifacts}
+    rows, opened = _open_artifacts(folder, loaded)
+    slots = min((engine.context_length for engine in opened.values()), default=loaded.model.config.context_length)
+    bundles = {name: engine for name, engine in opened.items() if isinstance(engine, LiteRTLMEngine)}
+    artifacts = {name: engine for name, engine in opened.items() if name not in bundles}
+    engines: dict[str, Engine] = {KERAS_ROW: _reference_engine(loaded, artifacts.values(), slots), **artifacts}
     rows[KERAS_ROW].num_bytes = sum(map(_size, loaded.path.glob("*.safetensors")))
 
-    ids = [_prompt_ids(prompt, loaded)[-slots:] for prompt in prompts or _default_prompts(loaded, artifacts, slots)]
+    prompts = prompts or _default_prompts(loaded, artifacts, slots)
+    ids = [_prompt_ids(prompt, loaded)[-slots:] for prompt in prompts]
     cases = work_out_cases(loaded.model, engines[KERAS_ROW], ids, max_new_tokens=max_new_tokens)
     for name, engine in engines.items():
         _check_numbers(rows[name], engine, cases)
         if name.endswith(".tflite"):
             rows[name].problems += structure_problems(folder / name, loaded.model.config)
-    if loaded.template and any(map(_is_quantized, engines)):
-        _check_quality(rows, engines, loaded, _held_out(dialogues, loaded, slots))
+    held_out = _held_out(dialogues, loaded, slots) if loaded.template and any(map(_is_quantized, opened)) else []
+    if any(map(_is_quantized, engines)):
+        _check_quality(rows, engines, loaded, held_out)
+    said = [(prompt, case) for prompt, case in zip(prompts, cases, strict=True) if isinstance(prompt, str)]
+    for name, bundle in bundles.items():
+        _check_bundle(rows, bundle, engines[KERAS_ROW], loaded, said=said, held_out=held_out, name=name)
     for name, engine in artifacts.items():
         if isinstance(engine, LlamaCppEngine):
             rows[f"tokenizer in {name}"] = _check_llama_tokenizer(engine, name, loaded.tokenizer)
@@ -95,21 +106,31 @@ def verify(
     return report
 
 
-def _open_artifacts(folder: Path) -> tuple[dict[str, Row], dict[str, Engine]]:
+def _open_artifacts(folder: Path, loaded: checkpoint.Run) -> tuple[dict[str, Row], dict[str, Engine]]:
     """Rows and engines by name; a file that its runtime refuses has a row with a problem and no engine."""
     rows = {KERAS_ROW: Row(artifact=KERAS_ROW, runtime=f"Keras, {keras.backend.backend()}")}
     engines: dict[str, Engine] = {}
     for target in TARGETS.values():
         for name in filter(lambda name: (folder / name).exists(), target.file_names.values()):
             rows[name] = Row(artifact=name, runtime=target.runtime, num_bytes=_size(folder / name))
-            module, engine = target.engine.split(":")
             try:
-                engines[name] = getattr(importlib.import_module(module), engine)(folder / name)
+                engines[name] = target.open(folder / name, loaded)
             except (ValueError, RuntimeError, OSError) as error:
                 rows[name].problems.append(f"{target.runtime} refuses it: {error}")
-    if len(rows) == 1:
-        raise FileNotFoundError(f"There is nothing to verify. Received: {folder}. Make something with `smolite export`.")
     return rows, engines
+
+
+def _check_folder(folder: Path) -> None:
+    if not any((folder / name).exists() for target in TARGETS.values() for name in target.file_names.values()):
+        raise FileNotFoundError(f"There is nothing to verify. Received: {folder}. Make something with `smolite export`.")
+
+
+def _reference_engine(loaded: checkpoint.Run, artifacts: Iterable[Engine], slots: int) -> Engine:
+    """The Keras model, with as much room as the least of the artifacts."""
+    if not isinstance(loaded.model, Seq2SeqLM):
+        return KerasEngine(loaded.model, context_length=slots)
+    length = min((getattr(engine, "target_length", slots) for engine in artifacts), default=slots)
+    return Seq2SeqEngine(loaded.model, start_id=loaded.tokenizer.start_id, context_length=slots, target_length=length)
 
 
 def _is_quantized(name: str) -> bool:
@@ -158,6 +179,32 @@ def _check_numbers(row: Row, engine: Engine, cases: Sequence[Case]) -> None:
         row.problems.append(f"{found.tokens} of {found.num_tokens} greedy tokens are the same; at least {least:.0f} must be")
 
 
+def _check_bundle(
+    rows: dict[str, Row],
+    engine: LiteRTLMEngine,
+    reference: Engine,
+    loaded: checkpoint.Run,
+    *,
+    name: str,
+    said: Sequence[tuple[str, Case]],
+    held_out: Sequence[Conversation],
+) -> None:
+    """Ids, greedy answers and log probabilities of a file whose runtime shows no logits."""
+    row, exact = rows[name], not _is_quantized(name)
+    rows[f"tokenizer in {name}"] = check_tokenizer(name, engine, loaded, _texts())
+    check_answers(row, engine, loaded, said, tie=FLOAT_LIMIT, must_agree=exact)
+    answer = Message("assistant", TEXTS[0])
+    room = engine.context_length - len(loaded.tokenizer.encode(answer.content)) - 1
+    fitting = [text for text, case in said if len(case.prompt) <= room]
+    check_scores(row, engine, reference, loaded, [Conversation((Message("user", text), answer)) for text in fitting])
+    if held_out:
+        bits = check_scores(row, engine, reference, loaded, held_out)
+        rows[KERAS_ROW].bits_per_character, row.bits_per_character = bits
+        _limit_bits(row, bits[0])
+    if exact and row.logits is not None and row.logits > FLOAT_LIMIT:
+        row.problems.append(f"a log probability differs by {row.logits:.1e}; at most {FLOAT_LIMIT:.0e} is allowed")
+
+
 def _held_out(dialogues: str | Path | None, loaded: checkpoint.Run, slots: int) -> list[Conversation]:
     """The first dialogues that fit into the cache as a whole."""
     assert loaded.template is not None
@@ -177,11 +224,15 @@ def _check_quality(
         return
     reference = rows[KERAS_ROW].bits_per_character = _bits(engines[KERAS_ROW], conversations, loaded)
     for name in filter(_is_quantized, engines):
-        bits = rows[name].bits_per_character = _bits(engines[name], conversations, loaded)
-        change = bits / reference - 1
-        limit = BITS_LIMITS.get(name, BITS_LIMIT)
-        if not change <= limit:
-            rows[name].problems.append(f"{change:+.1%} bits per character; at most {limit:+.0%} is allowed")
+        rows[name].bits_per_character = _bits(engines[name], conversations, loaded)
+        _limit_bits(rows[name], reference)
+
+
+def _limit_bits(row: Row, reference: float) -> None:
+    change = (row.bits_per_character or 0.0) / reference - 1
+    limit = BITS_LIMITS.get(row.artifact, BITS_LIMIT)
+    if not change <= limit:
+        row.problems.append(f"{change:+.1%} bits per character; at most {limit:+.0%} is allowed")
 
 
 def _bits(engine: Engine, conversations: Sequence[Conversation], loaded: checkpoint.Run) -> float:
@@ -191,15 +242,17 @@ def _bits(engine: Engine, conversations: Sequence[Conversation], loaded: checkpo
 
 def _check_tokenizer(path: Path, tokenizer: Tokenizer) -> Row:
     """Whether the library alone, as a client uses it, gives the ids that the model was trained on."""
+    row = Row(artifact=path.name, runtime="SentencePiece", num_bytes=_size(path))
     if path.name == checkpoint.TOKENIZER_FILE:
-        runtime, encode = "SentencePiece", sentencepiece.SentencePieceProcessor(model_file=str(path)).encode
-    else:
-        import tokenizers
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        row.problems = _other_ids(pieces.encode, tokenizer, _texts())
+        return row
+    import tokenizers
 
-        library = tokenizers.Tokenizer.from_file(str(path))
-        library.encode_special_tokens = True
-        runtime, encode = "tokenizers", lambda text: library.encode(text, add_special_tokens=False).ids
-    return Row(artifact=path.name, runtime=runtime, num_bytes=_size(path), problems=_other_ids(encode, tokenizer, _texts()))
+    library, row.runtime = tokenizers.Tokenizer.from_file(str(path)), "tokenizers"
+    library.encode_special_tokens = True
+    row.problems = _other_ids(lambda text: library.encode(text, add_special_tokens=False).ids, tokenizer, _texts())
+    return row
 
 
 def _check_llama_tokenizer(engine: LlamaCppEngine, name: str, tokenizer: Tokenizer) -> Row:
@@ -219,7 +272,7 @@ def _other_ids(encode: Callable[[str], list[int]], tokenizer: Tokenizer, texts: 
 
 
 def _conditions(ids: Sequence[Sequence[int]], max_new_tokens: int) -> dict[str, Any]:
-    packages = ("keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "cyllama", "gguf", "sentencepiece", "numpy")
+    packages = "keras tensorflow ai-edge-litert ai-edge-quantizer litert-lm-api cyllama gguf sentencepiece numpy".split()
     installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
     return {
         "limits": {"float": FLOAT_LIMIT, "bits_per_character": BITS_LIMIT, "greedy_tokens": AGREEMENT_LIMIT},

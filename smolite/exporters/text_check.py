@@ -1,0 +1,143 @@
+"""Proof for a runtime that takes and gives texts: the same ids, answers and log probabilities as the Keras model."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from smolite.chat import ChatTemplate
+from smolite.checkpoint import Run
+from smolite.dialogues import Conversation, Message
+from smolite.engines import Engine
+from smolite.evaluation import Evaluation, trace
+from smolite.exporters.litertlm_engine import LiteRTLMEngine
+from smolite.exporters.private_markers import PrivateTemplate
+from smolite.exporters.reference import Case
+from smolite.exporters.report import Row
+
+_BROKEN = "\ufffd"  # what the tokenizer writes for bytes that are no character
+
+
+def check_answers(
+    row: Row, engine: LiteRTLMEngine, run: Run, said: Sequence[tuple[str, Case]], *, tie: float, must_agree: bool
+) -> None:
+    """Compares greedy answers, and counts the tokens that stand before the first difference.
+
+    A text cannot tell more than that. An answer is compared up to the place where it ends, or has a marker, bytes of no
+    character, or two tokens that Keras rates within `tie`.
+
+    Args:
+        row: gets the counts and problems.
+        engine: the runtime.
+        run: the run it was made from.
+        said: what a user says, and what Keras does with it.
+        tie: a difference of logits.
+        must_agree: whether a difference is a problem; a quantized file may go another way.
+    """
+    template = _template(run)
+    row.tokens = row.num_tokens = 0
+    for text, case in said:
+        room = engine.context_length - len(case.prompt)
+        reply = case.reply[: _first_tie(case, tie)][: max(room, 0)]
+        if not reply:
+            continue
+        answer = engine.reply(template.render([Message("user", text)]), max_new_tokens=len(reply))
+        same, compared = count_same(answer, reply, run)
+        row.tokens, row.num_tokens = row.tokens + same, row.num_tokens + compared
+        if must_agree and same < compared:
+            row.problems.append(f"it answers {answer!r} to {text!r}, the model {run.tokenizer.decode(reply)!r}")
+
+
+def count_same(answer: str, reply: Sequence[int], run: Run) -> tuple[int, int]:
+    """How many of the model's tokens stand at the beginning of an answer, and how many a text can tell of.
+
+    Where 301 is `▁안녕` and 310 `네`: `count_same("안녕 하", [301, 310], run)` is `(1, 2)`.
+    """
+    stop = run.tokenizer.markers[_known(run).stop]
+    texts, ended = _readable(reply, run, stop)
+    answer = answer.lstrip(" ")
+    same = next((place for place, text in enumerate(texts) if not answer.startswith(text)), len(texts))
+    if not ended:
+        return same, len(texts)
+    return same + (same == len(texts) and answer == (texts[-1] if texts else "")), len(texts) + 1
+
+
+def check_scores(
+    row: Row, engine: LiteRTLMEngine, reference: Engine, run: Run, conversations: Iterable[Conversation]
+) -> tuple[float, float]:
+    """Compares the log probabilities of every answer's tokens; puts the largest difference into the row.
+
+    Returns:
+        Bits per character of the Keras model and of the runtime.
+    """
+    theirs, ours, characters = [0.0], [0.0], 0
+    for conversation in conversations:
+        found = trace(reference, [conversation], tokenizer=run.tokenizer, template=run.template)
+        scores = score_answers(engine, run, conversation)
+        if len(scores) != len(found.nll):
+            row.problems.append(f"it reads {len(scores)} tokens in the answers of a dialogue, the model {len(found.nll)}")
+            continue
+        ours, theirs, characters = [*ours, *found.nll], [*theirs, *-scores], characters + found.num_characters
+    worst = float(np.nan_to_num(np.abs(np.subtract(ours, theirs)), nan=np.inf).max())
+    row.logits = max(worst, row.logits or 0.0)
+    sums = [Evaluation(float(np.sum(nll)), 0, len(nll), max(characters, 1)) for nll in (ours, theirs)]
+    return sums[0].bits_per_character, sums[1].bits_per_character
+
+
+def score_answers(engine: LiteRTLMEngine, run: Run, conversation: Conversation) -> np.ndarray:
+    """Log probabilities of the tokens that are trained in a dialogue: every answer, and the marker that ends it."""
+    template, messages = _template(run), conversation.messages
+    turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    asked = [(template.render(messages[:place]), template.spoken(messages[place].content) + template.stop) for place in turns]
+    return np.concatenate([engine.score(text, target) for text, target in asked])
+
+
+def check_tokenizer(name: str, engine: LiteRTLMEngine, run: Run, texts: Sequence[str]) -> Row:
+    """Whether the file's own template and tokenizer make the ids of `ChatTemplate.prompt` of what a user says."""
+    template, known = _template(run), _known(run)
+    row = Row(artifact=f"tokenizer in {name}", runtime="LiteRT-LM")
+    dialogues = [[Message("user", text)] for text in texts]
+    dialogues += [[*dialogues[i], Message("assistant", texts[i + 1]), *dialogues[i + 2]] for i in range(len(texts) - 2)]
+    rendered = [template.render(messages) for messages in dialogues]
+    wrong = [
+        text
+        for text, messages in zip(rendered, dialogues, strict=True)
+        if engine.tokenize(text) != known.prompt(messages, run.tokenizer)
+    ]
+    if wrong:
+        row.problems.append(f"{len(wrong)} of {len(rendered)} prompts have other ids, for example {wrong[0]!r}")
+    others = [text for text, messages in zip(rendered, dialogues, strict=True) if engine.render(messages) != text]
+    if others:
+        row.problems.append(f"its template writes {len(others)} of {len(rendered)} prompts otherwise, such as {others[0]!r}")
+    if engine.stop_ids != (run.tokenizer.markers[known.stop],):
+        row.problems.append(f"its answers end with {engine.stop_ids}, the model's with {run.tokenizer.markers[known.stop]}")
+    return row
+
+
+def _readable(reply: Sequence[int], run: Run, stop: int) -> tuple[list[str], bool]:
+    """The text after each token, as far as a text can be told, and whether the answer ends there."""
+    decoder, text = run.tokenizer.stream(), ""
+    texts: list[str] = []
+    for index in reply:
+        if index in run.tokenizer.markers.values() or index == run.tokenizer.unk_id:
+            return texts, index == stop
+        text += decoder.push(index)
+        if _BROKEN in text:
+            break
+        texts.append(text.lstrip(" "))
+    return texts, False
+
+
+def _first_tie(case: Case, tie: float) -> int:
+    """Tokens of a reply before the first place where two are rated alike."""
+    second, first = np.partition(case.logits, -2, axis=-1)[:, -2:].T
+    alike = np.flatnonzero(first - second <= tie)
+    return int(alike[0]) if len(alike) else len(case.reply)
+
+
+def _known(run: Run) -> ChatTemplate:
+    assert run.template is not None, "`litertlm.check_run` refuses a run without one"
+    return run.template
+
+
+def _template(run: Run) -> PrivateTemplate:
+    return PrivateTemplate(_known(run), run.tokenizer)
