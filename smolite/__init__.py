@@ -15,15 +15,22 @@ if TYPE_CHECKING:
     from smolite.engines import KerasEngine
     from smolite.evaluation import evaluate
     from smolite.exporters import export
+    from smolite.exporters.conversion import convert
     from smolite.exporters.keras_hub import from_keras_hub, to_keras_hub
     from smolite.exporters.litert_engine import TFLiteEngine
     from smolite.exporters.llama_cpp_engine import LlamaCppEngine
     from smolite.exporters.verification import verify
-    from smolite.generation import Sampling, generate, stream
+    from smolite.generation import generate, stream
     from smolite.layers import LightweightAttn, RotaryEmbedding, SwiGLU
     from smolite.models import CausalLM
     from smolite.packing import pack
+    from smolite.pair_recipes import train_pairs
+    from smolite.pairs import Pair, read_pairs
     from smolite.recipes import finetune, pretrain
+    from smolite.samplers import Sampling
+    from smolite.scoring import PairScorer
+    from smolite.seq2seq import Seq2SeqLM
+    from smolite.seq2seq_engine import Seq2SeqEngine
     from smolite.tokenizer import Tokenizer, train_tokenizer
     from smolite.tokenizer_json import JsonTokenizer
 
@@ -41,12 +48,17 @@ __all__ = [
     "LlamaCppEngine",
     "Message",
     "ModelConfig",
+    "Pair",
+    "PairScorer",
     "RotaryEmbedding",
     "Sampling",
+    "Seq2SeqEngine",
+    "Seq2SeqLM",
     "SwiGLU",
     "TFLiteEngine",
     "Tokenizer",
     "__version__",
+    "convert",
     "evaluate",
     "export",
     "finetune",
@@ -56,9 +68,11 @@ __all__ = [
     "pack",
     "pretrain",
     "read_conversations",
+    "read_pairs",
     "save",
     "stream",
     "to_keras_hub",
+    "train_pairs",
     "train_tokenizer",
     "verify",
 ]
@@ -73,15 +87,22 @@ _MODULES = {
     "engines": ("KerasEngine",),
     "evaluation": ("evaluate",),
     "exporters": ("export",),
+    "exporters.conversion": ("convert",),
     "exporters.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "exporters.litert_engine": ("TFLiteEngine",),
     "exporters.llama_cpp_engine": ("LlamaCppEngine",),
     "exporters.verification": ("verify",),
-    "generation": ("Sampling", "generate", "stream"),
+    "generation": ("generate", "stream"),
     "layers": ("LightweightAttn", "RotaryEmbedding", "SwiGLU"),
     "models": ("CausalLM",),
     "packing": ("pack",),
+    "pair_recipes": ("train_pairs",),
+    "pairs": ("Pair", "read_pairs"),
     "recipes": ("finetune", "pretrain"),
+    "samplers": ("Sampling",),
+    "scoring": ("PairScorer",),
+    "seq2seq": ("Seq2SeqLM",),
+    "seq2seq_engine": ("Seq2SeqEngine",),
     "tokenizer": ("Tokenizer", "train_tokenizer"),
     "tokenizer_json": ("JsonTokenizer",),
 }

@@ -7,22 +7,24 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
 from importlib import import_module
 
 import smolite
 from smolite.config import PRESETS
-from smolite.options import TrainingOptions
+from smolite.options import RECIPES, TrainingOptions
 
 DESCRIPTION = "Small language models that train with Keras and run on anything. Start with `smolite demo`."
 OPTION_HELP = {
     "epochs": "passes over the data",
-    "batch_size": "rows in a step",
+    "batch_size": "rows in a batch",
     "row_length": "tokens in a row; several dialogues share one",
+    "accumulation": "batches in a step, which is one update of the weights",
     "steps_per_epoch": "steps between two validations and checkpoints; 0: one pass",
+    "sample_steps": "steps between two samples of what the model writes; 0: five in the run",
     "learning_rate": "highest learning rate",
     "warmup_share": "share of the steps in which the rate climbs",
     "final_share": "share of the highest rate that the cosine ends on",
+    "layer_decay": "share of the learning rate left from each block to the one before it; 1: one rate everywhere",
     "weight_decay": "of AdamW",
     "beta_2": "of AdamW",
     "clip_norm": "the gradient's norm is cut to this; 0: never",
@@ -34,6 +36,10 @@ OPTION_HELP = {
     "seed": "of weights, dropout and the order of rows",
     "dtype": "float32, or a mixed policy such as mixed_bfloat16",
 }
+
+
+FORMATS = ["tflite", "saved_model", "litertlm", "gguf"]
+ENGINES = ["keras", "tflite", "int8", "saved_model", "gguf", "f16", "q8_0", "q4_0"]  # as in `verbs.ENGINE_FILES`
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -54,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Keras imports TensorFlow where it is installed
     chosen = vars(_parser().parse_args(arguments))
+    if recipe := chosen.pop("recipe", None):
+        chosen = vars(_parser(TrainingOptions.from_recipe(recipe)).parse_args(arguments))
+        del chosen["recipe"]
     verb = chosen.pop("verb")
     try:
         return _function(verb)(**chosen) or 0
@@ -71,7 +80,8 @@ def _function(verb: str) -> Callable[..., int | None]:
     return function
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(options: TrainingOptions | None = None) -> argparse.ArgumentParser:
+    """The parser, with these options of a training where the command line gives none."""
     parser = argparse.ArgumentParser(prog="smolite", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"smolite {smolite.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -81,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, default=20, help="passes over the dialogues")
 
     _add_data_verbs(verbs)
-    _add_training_verbs(verbs)
+    _add_training_verbs(verbs, options or TrainingOptions())
     _add_talking_verbs(verbs)
     _add_file_verbs(verbs)
     return parser
@@ -106,29 +116,31 @@ def _add_data_verbs(verbs) -> None:
     data.add_argument("--count", type=int, default=3, help="number of examples")
 
 
-def _add_training_verbs(verbs) -> None:
+def _add_training_verbs(verbs, options: TrainingOptions) -> None:
     pretrain = _verb(verbs, "pretrain", "train a model from scratch on plain text")
     finetune = _verb(verbs, "finetune", "train a model on dialogues; only the answers are learnt")
     finetune.add_argument("--start", help="run directory to start from; default: a new model")
+    pairs = _verb(verbs, "pairs", "train an encoder-decoder on pairs of a source and a target")
+    pairs.add_argument("--start", help="run directory to start from; default: a new model")
     known = "a file of dialogues, `sample`, or the name of a data set"
+    two = "a file of pairs, `sample-pairs`, or `owner/name:file` on the hub"
     text = "files of text or dialogues, or `owner/name:file` on the hub"
-    for parser, form, number in ((pretrain, text, "+"), (finetune, known, None)):
+    for parser, form, number in ((pretrain, text, "+"), (finetune, known, None), (pairs, two, None)):
         parser.add_argument("--dataset", required=True, nargs=number, help=form)
         parser.add_argument("--validation", help="held-out data of the same form")
         parser.add_argument("--out", required=True, help="run directory to make")
         parser.add_argument("--preset", choices=list(PRESETS), default="smolite-small", help="shape of a new model")
+        parser.add_argument("--recipe", choices=list(RECIPES), help="named settings; flags given beside it win")
         parser.add_argument("--tokenizer", help="a .model file; default: one is trained on the data")
         parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
         parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
-        _add_options(parser)
+        _add_options(parser, options)
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    for field in fields(TrainingOptions):
-        assert field.default is not MISSING
-        kind = float if field.default is None else type(field.default)
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=field.default, help=OPTION_HELP[field.name])
+def _add_options(parser: argparse.ArgumentParser, options: TrainingOptions) -> None:
+    for name, value in options.to_dict().items():
+        kind = float if value is None else type(value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, help=OPTION_HELP[name])
 
 
 def _add_talking_verbs(verbs) -> None:
@@ -136,12 +148,18 @@ def _add_talking_verbs(verbs) -> None:
     chat.add_argument("run", help="run directory")
     chat.add_argument("--system", help="a system message")
     chat.add_argument("--prompt", help="say this, print the answer, and stop")
-    generate = _verb(verbs, "generate", "let a run continue a text")
+    generate = _verb(verbs, "generate", "let a run continue a text, or write the target of a source")
     generate.add_argument("run", help="run directory")
-    generate.add_argument("prompt", help="the beginning")
+    generate.add_argument("prompt", help="the beginning, or the source")
+    app = _verb(verbs, "app", "talk with a run in the browser")
+    app.add_argument("run", help="run directory, or a model's name on the hub")
+    app.add_argument("--engine", choices=ENGINES, default="keras", help="what runs the model at first")
+    app.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets others in")
+    app.add_argument("--port", type=int, default=7860, help="port to listen at")
     for parser, temperature in ((chat, 0.7), (generate, 0.8)):
-        parser.add_argument("--engine", choices=["keras", "tflite", "int8"], default="keras", help="what runs the model")
+        parser.add_argument("--engine", choices=ENGINES, default="keras", help="what runs the model")
         parser.add_argument("--max-new-tokens", type=int, default=128, help="the most tokens to write")
+        parser.add_argument("--min-new-tokens", type=int, default=0, help="the fewest tokens to write")
         parser.add_argument("--temperature", type=float, default=temperature, help="0 always takes the likeliest token")
         parser.add_argument("--top-k", type=int, default=0, help="keep only this many tokens; 0: all")
         parser.add_argument("--top-p", type=float, default=0.9, help="keep the likeliest tokens of this probability")
@@ -153,13 +171,30 @@ def _add_talking_verbs(verbs) -> None:
 def _add_file_verbs(verbs) -> None:
     export = _verb(verbs, "export", "write a run as a file for another runtime, and verify it")
     export.add_argument("run", help="run directory")
-    export.add_argument("--format", choices=["tflite", "saved_model", "gguf"], default="tflite", help="kind of file")
-    ways = "tflite: int8; gguf: f16, q8_0, q4_0; default: float32"
+    export.add_argument("--format", choices=FORMATS, default="tflite", help="kind of file")
+    ways = "tflite, litertlm: int8; gguf: f16, q8_0, q4_0; default: float32"
     export.add_argument("--quantize", choices=["int8", "f16", "q8_0", "q4_0"], help=ways)
     export.add_argument("--out", help="folder to write to; default: export in the run directory")
     export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
     export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
     export.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+    quantize = _verb(verbs, "quantize", "write a run with weights of 8 or 4 bits, a quarter or a sixth of the size")
+    quantize.add_argument("run", help="run directory, or a model's name on the hub")
+    quantize.add_argument("--bits", type=int, choices=[8, 4], default=8, help="of a weight")
+    quantize.add_argument("--out", required=True, help="run directory to make")
+    quantize.add_argument("--overwrite", action="store_true", help="replace an existing run")
+
+    params = _verb(verbs, "params", "count the parameters of a preset or a run, by kind of layer")
+    params.add_argument("model", help=f"{', '.join(PRESETS)}, a run directory, or a model's name on the hub")
+
+    convert = _verb(verbs, "convert", "write a model in another form, with the same weights")
+    convert.add_argument("source", help="run, folder or name of Hugging Face, keras-hub preset, or .weights.h5")
+    convert.add_argument("out", help="folder to write")
+    convert.add_argument("--to", choices=["run", "keras-hub"], default="run", help="a run is a Hugging Face folder, too")
+    convert.add_argument("--tokenizer", help="a .model file, for a source without one")
+    convert.add_argument("--context-length", type=int, help="for a source that does not record it")
+    convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
     verify = _verb(verbs, "verify", "compare exported files with the Keras model, each in its own runtime")
     verify.add_argument("run", help="run directory")
@@ -168,7 +203,7 @@ def _add_file_verbs(verbs) -> None:
     evaluate = _verb(verbs, "evaluate", "bits per character, perplexity and accuracy on held-out dialogues")
     evaluate.add_argument("run", help="run directory")
     evaluate.add_argument("dataset", help="a file of dialogues, `sample-heldout`, or the name of a data set")
-    evaluate.add_argument("--engine", choices=["keras", "tflite", "int8"], default="keras", help="what runs the model")
+    evaluate.add_argument("--engine", choices=ENGINES, default="keras", help="what runs the model")
 
     bench = _verb(verbs, "bench", "measure prefill and decode speed of a run and its exported files")
     bench.add_argument("run", help="run directory")

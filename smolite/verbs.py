@@ -8,23 +8,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smolite import checkpoint, recipes
+from smolite import answers, checkpoint, recipes
+from smolite import app as page
 from smolite import evaluation as scores
 from smolite.chat import Message, read_conversations, show
+from smolite.config import PRESETS
 from smolite.demo import run_demo
 from smolite.dialogues import read_documents
-from smolite.engines import Engine, KerasEngine
+from smolite.engines import Engine
 from smolite.exporters import TARGETS
 from smolite.exporters import export as export_run
+from smolite.exporters.conversion import convert as convert_model
 from smolite.exporters.verification import verify as verify_run
-from smolite.generation import Sampling, stream
+from smolite.generation import stream
 from smolite.options import TrainingOptions
+from smolite.pair_recipes import train_pairs
+from smolite.pairs import read_pairs
+from smolite.parameters import show_parameters
+from smolite.quantized import weights_file
 from smolite.replies import stream_reply
+from smolite.samplers import Sampling
+from smolite.scoring import evaluate_pairs
+from smolite.seq2seq import Seq2SeqLM
 from smolite.sources import resolve_dataset
 from smolite.tokenizer import Tokenizer, train_tokenizer
 from smolite.workplace import vocabulary_for
 
-ENGINE_FILES = {"tflite": TARGETS["tflite"].file_names[None], "int8": TARGETS["tflite"].file_names["int8"]}
+# What `--engine` calls the files in the run's export folder that can be talked with.
+ENGINE_FILES = {
+    way or format: file for format in ("tflite", "saved_model", "gguf") for way, file in TARGETS[format].file_names.items()
+}
 
 
 def demo(*, out: str, epochs: int) -> None:
@@ -64,6 +77,11 @@ def finetune(*, dataset: str, out: str, **settings: Any) -> None:
     _report(recipes.finetune(dataset, out, **_with_options(settings)), out)
 
 
+def pairs(*, dataset: str, out: str, **settings: Any) -> None:
+    """Trains an encoder-decoder on pairs; see `pair_recipes.train_pairs`."""
+    _report(train_pairs(dataset, out, **_with_options(settings)), out)
+
+
 def _with_options(settings: dict[str, Any]) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(TrainingOptions)]
     options = TrainingOptions(**{name: settings.pop(name) for name in names})
@@ -73,8 +91,9 @@ def _with_options(settings: dict[str, Any]) -> dict[str, Any]:
 def _report(run: checkpoint.Run, out: str) -> None:
     rows = run.recipe["log"]
     best = rows[run.recipe["best_epoch"] - 1]  # 0 where the last was kept
+    advice = f"Talk with it: smolite chat {out}" if run.template else f"Let it write: smolite generate {out} SOURCE"
     figures = ", ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "epoch")
-    print(f"\n{out}: epoch {best['epoch']} kept ({figures})\nTalk with it: smolite chat {out}")
+    print(f"\n{out}: epoch {best['epoch']} kept ({figures})\n{advice}")
 
 
 def chat(*, run: str, engine: str, system: str | None, prompt: str | None, max_new_tokens: int, **sampling: Any) -> None:
@@ -117,33 +136,41 @@ def _ask() -> str:
 
 
 def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampling: Any) -> None:
-    """Prints `prompt` and what the model writes after it."""
+    """Prints `prompt` and what the model writes after it; of an encoder-decoder what it writes for `prompt`."""
     loaded = checkpoint.load(run)
     ids, decoder = loaded.tokenizer.encode(prompt), loaded.tokenizer.stream()
-    print("".join(decoder.push(index) for index in ids), end="", flush=True)
+    lent = open_engine(loaded, engine)
+    if not loaded.model.config.num_encoder_layers:  # what an encoder-decoder reads is no part of what it writes
+        print("".join(decoder.push(index) for index in ids), end="", flush=True)
     stop = (loaded.tokenizer.end_id,)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "sampling": Sampling(**sampling),
         "stop_ids": stop,
     }
-    for index in stream(open_engine(loaded, engine), ids, **settings):
+    for index in stream(lent, ids, **settings):
         print(decoder.push(index), end="", flush=True)
     print(decoder.finish())
 
 
-def open_engine(run: checkpoint.Run, name: str) -> Engine:
-    """The engine called `name`: `keras`, or `tflite` and `int8` for the files in the run's export folder."""
-    if name == "keras":
-        return KerasEngine(run.model)
-    from smolite.exporters.litert_engine import TFLiteEngine
+def app(*, run: str, engine: str, host: str, port: int) -> None:
+    """Serves a page to talk with the run; see `serve_app`."""
+    page.serve_app(run, engine=ENGINE_FILES.get(engine, engine), host=host, port=port)
 
-    return TFLiteEngine(run.path / "export" / ENGINE_FILES[name])
+
+def open_engine(run: checkpoint.Run, name: str) -> Engine:
+    """The engine called `name`: `keras`, or one of `ENGINE_FILES`."""
+    return answers.open_engine(run, ENGINE_FILES.get(name, name))
 
 
 def export(*, run: str, **settings: Any) -> None:
     """Writes and verifies a file; see `exporters.export`."""
     print(export_run(run, **settings))
+
+
+def convert(*, source: str, out: str, **settings: Any) -> None:
+    """Writes a model in another form; see `conversion.convert`."""
+    print(convert_model(source, out, **settings))
 
 
 def verify(*, run: str, out: str | None) -> int:
@@ -153,9 +180,32 @@ def verify(*, run: str, out: str | None) -> int:
     return 0 if report.passed else 1
 
 
+def quantize(*, run: str, bits: int, out: str, overwrite: bool) -> None:
+    """Writes a run again with weights of fewer bits; see `checkpoint.save`."""
+    loaded = checkpoint.load(run)
+    recipe = {**loaded.recipe, "quantized": {"run": run, "bits": bits}}
+    checkpoint.save(
+        out, loaded.model, loaded.tokenizer, template=loaded.template, recipe=recipe, bits=bits, overwrite=overwrite
+    )
+    num_bytes = (Path(out) / weights_file(bits)).stat().st_size
+    share = num_bytes / (4 * loaded.model.count_params())
+    print(f"{out}: {num_bytes / 1e6:.4g} MB of weights, {share:.1%} of float32\nTalk with it: smolite chat {out}")
+
+
+def params(*, model: str) -> None:
+    """Prints the parameters by kind of layer; see `parameter_table`."""
+    print(show_parameters(PRESETS[model] if model in PRESETS else checkpoint.load_config(model)))
+
+
 def evaluate(*, run: str, dataset: str, engine: str) -> None:
     """Prints bits per character, perplexity and accuracy."""
     loaded = checkpoint.load(run)
+    if isinstance(loaded.model, Seq2SeqLM):
+        if engine != "keras":
+            raise ValueError(f"Pairs are evaluated with the engine keras. Received: {engine}. Leave out `--engine`.")
+        result = evaluate_pairs(loaded.model, read_pairs(resolve_dataset(dataset)), tokenizer=loaded.tokenizer)
+        print(result.summary())
+        return
     conversations = read_conversations(resolve_dataset(dataset)).conversations
     known: dict[str, Any] = {"tokenizer": loaded.tokenizer, "template": loaded.template}
     if engine == "keras":

@@ -68,6 +68,14 @@ class Page:
             time.sleep(0.01)
         return found
 
+    def wait_until_written(self):
+        """Until text and figures have stood still for a second and a half."""
+        last, since = None, time.monotonic()
+        while time.monotonic() < since + 1.5:
+            now = self.reply(), self.value("#figures textarea")
+            last, since = now, time.monotonic() if now != last else since
+            time.sleep(0.1)
+
     def type(self, css, *keys):
         self.all(css)[0].send_keys(*keys)
 
@@ -153,6 +161,7 @@ def test_stop_ends_an_answer_and_the_next_one_comes(page):
     page.wait(lambda: len(page.all("#dialogue [data-testid=bot]")) == 2 and page.reply())
     first, second = page.all("#dialogue [data-testid=bot]")
     assert first.get_property("innerText") == stopped
+    page.wait_until_written()
     page.click("#clear")
     page.wait(lambda: not page.all("#dialogue [data-testid=bot]"))
     page.ask("안녕!")

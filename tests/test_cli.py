@@ -22,7 +22,9 @@ from smolite.replies import reply
 from smolite.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-VERBS = "demo tokenizer data pretrain finetune chat generate export verify evaluate bench".split()
+VERBS = (
+    "demo tokenizer data pretrain finetune chat generate app export verify evaluate bench convert pairs quantize params".split()
+)
 HELP_OF_ALL = f"""
 import contextlib, io, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -227,3 +229,40 @@ def test_a_model_is_trained_from_the_command_line(capsys, tmp_path, monkeypatch,
     assert recipe["options"] == {**TrainingOptions().to_dict(), **given} and recipe["data"] == dialogues
     status, _, errors = smolite(capsys, "finetune", "--dataset", dialogues, "--out", out, *words)
     assert status == 1 and "trained exists already. Choose another name, or allow overwriting it." in errors
+
+
+def test_a_recipe_gives_the_options_that_no_flag_gives(monkeypatch):
+    received = {}
+    monkeypatch.setattr(verbs, "pretrain", lambda **given: received.update(given))
+    words = ["pretrain", "--dataset", "a", "--out", "b", "--batch-size", "16", "--recipe", "smollm2", "--beta-2", "0.98"]
+    assert cli.main(words) == 0
+    options = TrainingOptions.from_recipe("smollm2", batch_size=16, beta_2=0.98).to_dict()
+    assert options.items() <= received.items() and "recipe" not in received
+
+
+def test_quantize_writes_a_run_that_chats(capsys, run, tmp_path):
+    status, out, _ = smolite(capsys, "quantize", run, "--bits", 4, "--out", tmp_path / "small")
+    size = (tmp_path / "small/model_int4.safetensors").stat().st_size
+    assert status == 0 and f"{size / 1e6:.4g} MB of weights" in out
+    assert checkpoint.load(tmp_path / "small").recipe["quantized"] == {"run": run, "bits": 4}
+    assert smolite(capsys, "chat", tmp_path / "small", "--prompt", "안녕", "--max-new-tokens", 3)[0] == 0
+    status, _, error = smolite(capsys, "quantize", run, "--out", tmp_path / "small")
+    assert status == 1 and "must be a new directory" in error
+
+
+@pytest.mark.parametrize("kind", ["preset", "run"])
+def test_params_prints_a_table(capsys, run, kind):
+    status, out, _ = smolite(capsys, "params", "smollm2-135m" if kind == "preset" else run)
+    count = 134_515_008 if kind == "preset" else TINY.num_parameters
+    assert status == 0 and out.rstrip().endswith(f"| in all |  |  |  | {count:,} | 100.0% |")
+
+
+def test_every_engine_has_a_name():
+    assert ["keras", *verbs.ENGINE_FILES] == cli.ENGINES
+
+
+def test_a_gguf_file_chats(capsys, run):
+    smolite(capsys, "export", run, "--format", "gguf", "--overwrite")
+    words = ["chat", run, "--prompt", "안녕", "--max-new-tokens", 6, "--temperature", 0]
+    keras, gguf = (smolite(capsys, *words, "--engine", engine) for engine in ("keras", "gguf"))
+    assert keras[0] == gguf[0] == 0 and keras[1] == gguf[1]

@@ -24,13 +24,16 @@ CODE = SOURCES + sorted(path for folder in BESIDE for path in folder.rglob("*.py
 
 # A file imports only from files above it. A package, here `exporters`, stands for its `__init__.py`.
 ORDER = """
-    hf_config config files cross_entropy layers forms models normalization sentencepiece_model tokenizer tokenizer_json
-    sources hub dialogues chat templates packing data decoding engines samplers generation replies evaluation weights
-    smolite1 checkpoint curves callbacks options training workplace recipes
-    exporters.native_log exporters.signatures exporters.client_files exporters.cached_engine
-    exporters.saved_model exporters.flatbuffer exporters.litert_engine exporters.quantization exporters.tflite
-    exporters.gguf exporters.llama_cpp_engine exporters.keras_hub
-    exporters.report exporters.reference exporters.targets exporters.verification exporters exporters.__main__
+    hf_config config parameters files cross_entropy layers forms models cross_attention seq2seq normalization
+    sentencepiece_model tokenizer tokenizer_json sources hub dialogues chat templates packing pairs data decoding engines
+    samplers generation seq2seq_engine replies evaluation scoring weights quantized smolite1 checkpoint curves callbacks
+    progress options optimizers training workplace samples recipes pair_recipes
+    exporters.native_log exporters.signatures exporters.pair_signatures exporters.client_files exporters.cached_engine
+    exporters.saved_model exporters.flatbuffer exporters.litert_engine exporters.pair_engines exporters.quantization
+    exporters.tflite exporters.private_markers exporters.litertlm exporters.litertlm_engine
+    exporters.gguf exporters.llama_cpp_engine exporters.keras_hub exporters.conversion
+    exporters.report exporters.reference exporters.targets exporters.text_check exporters.verification exporters
+    exporters.__main__
     answers app demo verbs cli __main__
 """.split()
 BACKENDS = {"tensorflow", "jax", "torch"}
