@@ -62,8 +62,9 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 
 def shape_of(config: ModelConfig) -> str:
     """The shape in words."""
+    encoder = f"{config.num_encoder_layers} and " if config.num_encoder_layers else ""
     return (
-        f"{config.num_parameters / 1e6:.1f} M parameters: {config.num_layers} layers, width {config.hidden_dim}, "
+        f"{config.num_parameters / 1e6:.1f} M parameters: {encoder}{config.num_layers} layers, width {config.hidden_dim}, "
         f"{config.num_query_heads} query and {config.num_key_value_heads} key/value heads, feed-forward "
         f"{config.intermediate_dim}, vocabulary {config.vocab_size:,}"
     )
@@ -98,6 +99,11 @@ def keras_hub_model(config: ModelConfig, *, preprocessor: Any = None) -> Any:
     from smolite.exporters.keras_hub import empty_backbone
 
     return keras_hub.models.LlamaCausalLM(empty_backbone(config), preprocessor=preprocessor)
+
+
+def bart_width(config: ModelConfig) -> int:
+    """The feed-forward width that gives BART, which has two matrices there, as many weights as our three."""
+    return config.intermediate_dim * 3 // 2
 
 
 def transformers_model(config: ModelConfig) -> Any:

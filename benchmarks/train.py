@@ -2,12 +2,14 @@ r"""Training speed and memory of a `fit` step: smolite beside keras-hub's Llama 
 
     python benchmarks/train.py --backend jax --case dialogues --size 20m
 
-Each side runs in a process of its own; they take turns of a few steps. Two cases:
+Each side runs in a process of its own; they take turns of a few steps. The cases:
 
 * `text`: full rows of plain text, every token learnt. Tokens per second.
 * `dialogues`: response tokens learnt per second, of the same dialogues with the same tokenizer. We pack them into rows and
   project to the vocabulary where there is something to learn; keras-hub's preprocessor gives each dialogue a row and trains on
   all of it. What counts on both sides are the tokens of the answers and their ends.
+* `pairs`, only where it is asked for: full rows of sources and of targets for an encoder-decoder, as deep on either side as the
+  size's decoder, beside BART of the same depth, width and number of weights. Target tokens per second.
 
 All sides train with AdamW, weight decay, clipping and tied embeddings, in float32 unless `--dtype` says otherwise, and update
 the weights after every `--accumulation` batches. Loss and metrics are each side's own. The settings of the recipe `smollm2`:
@@ -32,7 +34,7 @@ from table import conditions, gigabytes, markdown, middle, publish, ratio, sprea
 from turns import ROOT, Worker, take_turns
 
 DIALOGUES = [ROOT.parent / "shared/data/chatbot_ko.train.jsonl", ROOT / "smolite/sample/train.jsonl"]
-UNITS = {"text": "tokens", "dialogues": "response tokens"}
+UNITS = {"text": "tokens", "dialogues": "response tokens", "pairs": "target tokens"}
 FIGURES = "{unit}/s, lowest–highest, smolite ÷ it, s a step, {unit} a step, places filled, peak GB, grown GB"
 
 
@@ -53,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=[backend], help="default: KERAS_BACKEND")
-    parser.add_argument("--case", nargs="+", choices=UNITS, default=list(UNITS))
+    parser.add_argument("--case", nargs="+", choices=UNITS, default=["text", "dialogues"])
     parser.add_argument("--size", choices=SIZES, default="20m")
     parser.add_argument("--repeats", type=count, default=5, help="turns of each side")
     parser.add_argument("--steps", type=count, help="steps in a turn; default: the size's own")
@@ -61,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=count, help="tokens in a row; default: the size's own")
     parser.add_argument("--accumulation", type=count, default=1, help="batches in a step")
     parser.add_argument("--dtype", choices=["float32", "mixed_bfloat16"], default="float32", help="of the arithmetic")
-    parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="transformers: text on torch only")
+    parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="transformers: torch only, no dialogues")
     parser.add_argument("--peer-jit", choices=["same", "default"], default="same", help="keras-hub's `jit_compile`")
     parser.add_argument("--dialogues", type=Path, help="default: chatbot_ko where it is at hand, else the bundled set")
     parser.add_argument("--out", type=Path, help="a file to write the tables to as well")
@@ -85,10 +87,13 @@ def compare(case: str, backend: str, options: argparse.Namespace, folder: Path) 
         path = options.dialogues or next(path for path in DIALOGUES if path.exists())
         job |= {"dialogues": str(path), "tokenizer": str(folder / "tokenizer.model")}
         config, source = dataclasses.replace(config, vocab_size=trained_vocabulary(job, most=config.vocab_size)), path.name
+    if case == "pairs":
+        config = dataclasses.replace(config, num_encoder_layers=config.num_layers, context_length=size.row_length)
     job["config"] = dataclasses.asdict(config)
+    script = "pair_sides.py" if case == "pairs" else "train_sides.py"
     with ExitStack() as stack:
         workers = {
-            side: stack.enter_context(Worker("train_sides.py", {**job, "side": side}, backend=backend))
+            side: stack.enter_context(Worker(script, {**job, "side": side}, backend=backend))
             for side in sides_of(case, backend, options.peers)
         }
         take_turns(workers, options.repeats)
@@ -103,7 +108,7 @@ def compare(case: str, backend: str, options: argparse.Namespace, folder: Path) 
 
 def sides_of(case: str, backend: str, peers: list[str]) -> list[str]:
     """Ours, and the peers that can run this case on this backend."""
-    able = {"keras-hub": True, "transformers": case == "text" and backend == "torch"}
+    able = {"keras-hub": True, "transformers": case != "dialogues" and backend == "torch"}
     return ["smolite", *(peer for peer in peers if able[peer])]
 
 

@@ -58,14 +58,19 @@ class Turns(keras.callbacks.Callback):
 def main(job: dict[str, Any], link: Link) -> None:
     """Trains the side that the job names, on plain text or on dialogues."""
     config = ModelConfig.from_dict(job["config"])
-    job["total"] = (WARM_UP + job["steps"] * job["turns"]) * job["accumulation"]
-    settings = {name: job[name] for name in ("batch_size", "row_length", "accumulation", "dtype")}
-    options = TrainingOptions(**settings, dropout=0.0)
-    keras.config.set_dtype_policy(options.dtype)
-    keras.utils.set_random_seed(0)
+    options = begin(job)
     sides = {"smolite": fit_smolite, "keras-hub": fit_keras_hub, "transformers": fit_transformers}
     sides[job["side"]](job, link, config, options)
     link.wait()
+
+
+def begin(job: dict[str, Any]) -> TrainingOptions:
+    """Counts the batches of a job, sets dtype and seed, and returns the settings of both sides."""
+    job["total"] = (WARM_UP + job["steps"] * job["turns"]) * job["accumulation"]
+    settings = {name: job[name] for name in ("batch_size", "row_length", "accumulation", "dtype")}
+    keras.config.set_dtype_policy(job["dtype"])
+    keras.utils.set_random_seed(0)
+    return TrainingOptions(**settings, dropout=0.0)
 
 
 def fit_smolite(job: dict[str, Any], link: Link, config: ModelConfig, options: TrainingOptions) -> None:
@@ -96,6 +101,25 @@ def fit_keras_hub(job: dict[str, Any], link: Link, config: ModelConfig, options:
         tokens = ids[:, :-1]
         data = {"x": {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}, "y": ids[:, 1:]}
         learnt = [options.batch_size * options.row_length] * job["total"]
+    compile_keras_hub(model, options, job)
+    turns = Turns(link, learnt, job=job, fill=fill)
+    model.fit(**data, batch_size=options.batch_size, verbose=0, shuffle=False, callbacks=[turns])
+
+
+def fit_transformers(job: dict[str, Any], link: Link, config: ModelConfig, options: TrainingOptions) -> None:
+    """transformers' Llama in a plain loop on torch, with torch's AdamW."""
+    import torch
+    import transformers  # noqa: F401 - its memory counts as imported
+
+    link.mark_imported()
+    rows = torch.tensor([ids[:-1] for ids, _ in random_examples(job, config)])
+    batches = [{"input_ids": rows, "labels": rows} for rows in rows.split(options.batch_size)]
+    learnt = [options.batch_size * options.row_length] * job["total"]
+    train_on_torch(transformers_model(config), batches, options, Turns(link, learnt, job=job, fill=1.0))
+
+
+def compile_keras_hub(model: keras.Model, options: TrainingOptions, job: dict[str, Any]) -> None:
+    """Compiles a model of keras-hub with its own loss and metric, and our optimizer."""
     optimizer = keras.optimizers.AdamW(
         options.learning_rate,
         weight_decay=options.weight_decay,
@@ -104,26 +128,19 @@ def fit_keras_hub(job: dict[str, Any], link: Link, config: ModelConfig, options:
         gradient_accumulation_steps=options.accumulation if options.accumulation > 1 else None,
     )
     model.compile(optimizer, jit_compile=compile_with_xla() if job["peer_jit"] == "same" else "auto")
-    turns = Turns(link, learnt, job=job, fill=fill)
-    model.fit(**data, batch_size=options.batch_size, verbose=0, shuffle=False, callbacks=[turns])
 
 
-def fit_transformers(job: dict[str, Any], link: Link, config: ModelConfig, options: TrainingOptions) -> None:
-    """transformers' Llama in a plain loop on torch, not compiled, with torch's AdamW; bfloat16 by autocast."""
+def train_on_torch(model: Any, batches: Sequence[dict[str, Any]], options: TrainingOptions, turns: Turns) -> None:
+    """A plain loop over batches of a model of transformers, not compiled; bfloat16 by autocast."""
     import torch
-    import transformers  # noqa: F401 - its memory counts as imported
 
-    link.mark_imported()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = torch.tensor([ids[:-1] for ids, _ in random_examples(job, config)], device=device)
-    model = transformers_model(config).train().to(device)
+    model = model.train().to(device)
     betas = (0.9, options.beta_2)
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, betas=betas, weight_decay=options.weight_decay)
-    learnt = [options.batch_size * options.row_length] * job["total"]
-    turns = Turns(link, learnt, job=job, fill=1.0)
-    for number, batch in enumerate(rows.split(options.batch_size)):
+    for number, batch in enumerate(batches):
         with torch.autocast(device, torch.bfloat16, enabled=options.dtype != "float32"):
-            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+            loss = model(**{name: ids.to(device) for name, ids in batch.items()}, use_cache=False).loss
         (loss / options.accumulation).backward()
         if (number + 1) % options.accumulation == 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)

@@ -80,6 +80,17 @@ def test_train_prints_a_table_for_each_case(tmp_path):
 
 
 @pytest.mark.slow
+def test_train_of_pairs_counts_the_tokens_of_targets():
+    done = run("train.py", "--size", "toy", "--case", "pairs", "--repeats", "1", "--steps", "1", "--backend", BACKEND)
+    assert done.returncode == 0, done.stderr
+    (pairs,) = tables(done.stdout)
+    transformers = ["transformers"] if BACKEND == "torch" else []
+    assert [row[0] for row in pairs] == ["side", "smolite", "keras-hub", *transformers]
+    assert pairs[0][1] == "target tokens/s" and [row[5] for row in pairs[1:]] == ["512"] * len(pairs[1:])
+    assert "2 and 2 layers" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_step_of_several_batches_in_bfloat16_counts_all_of_their_tokens():
     batch = ("--rows", "2", "--length", "16", "--accumulation", "3", "--dtype", "mixed_bfloat16")
     done = run("train.py", "--size", "toy", "--case", "text", "--repeats", "1", "--steps", "1", *batch, "--backend", BACKEND)
@@ -87,6 +98,44 @@ def test_a_step_of_several_batches_in_bfloat16_counts_all_of_their_tokens():
     (text,) = tables(done.stdout)
     assert [row[5] for row in text[1:]] == ["96"] * len(text[1:]) and len(text) > 2
     assert "`toy`, mixed_bfloat16." in done.stdout and f"### text, {BACKEND}: batch 3 × 2 × 16," in done.stdout
+
+
+def test_a_prompt_that_does_not_fit_into_the_caches_of_the_edge(tmp_path):
+    done = run("edge.py", "--size", "toy", "--work", str(tmp_path), "--prompt", "300", "--tokens", "212")
+    assert done.returncode == 2 and "prompt and new tokens must fit into the caches of 512" in done.stderr
+
+
+def test_operators_of_a_profile(modules):
+    step = [("Run", 1, 12), ("PACK", 2, 1), ("Fully Connected", 8, 4), ("Fully Connected", 8, 2), ("Delegate", 32, 99)]
+    slower = [("Run", 1, 20), ("PACK", 2, 3), ("Fully Connected", 8, 4), ("Fully Connected", 8, 2)]
+    expected = {"PACK": 2e-6, "Fully Connected": 4e-6, "the last Fully Connected": 2e-6, "rest, and the profiler": 8e-6}
+    found = modules("edge_profile").operators_of([step, slower])
+    assert {name: seconds for name, (_, seconds) in found.items()} == pytest.approx(expected)
+    assert [count for count, _ in found.values()] == [1, 1, 1, 0]
+
+
+@pytest.mark.slow
+def test_the_edge_measures_the_same_weights_everywhere_and_profiles_them(tmp_path):
+    lengths = ("--prompt", "16", "--tokens", "4", "--cache-length", "32", "--prefill-lengths", "16", "--repeats", "1")
+    options = ("--size", "toy", "--work", str(tmp_path / "work"), "--ways", "float32", "int8", "--threads", "1", *lengths)
+    done = run("edge.py", *options, "--out", str(tmp_path / "edge.md"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "edge.md").read_text("utf-8")
+    (table,) = tables(done.stdout)
+    sides = ["smolite .tflite", "smolite .litertlm", "llama.cpp"]
+    ways = [(side, way) for way in ("float32", "int8") for side in sides]
+    assert [(row[0], row[1].split(" ")[0]) for row in table[1:]] == ways
+    assert all(float(cell.replace(",", "")) > 0 for row in table[1:] for cell in (row[2], row[4], *row[7:12]))
+    scores = [float(row[-1]) for row in table[1:]]
+    assert max(scores[:3]) - min(scores[:3]) <= 1e-4 and max(scores) - min(scores) < 0.01
+    made = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "work").rglob("*.*"))
+    profile = run("edge.py", *options, "--profile")
+    assert profile.returncode == 0, profile.stderr
+    assert made == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "work").rglob("*.*"))
+    titles = [line for line in profile.stdout.splitlines() if line.startswith("####")]
+    assert titles == [f"#### {way}, {name}, 1 thread" for way in ("float32", "int8") for name in ("decode", "prefill_16")]
+    names = [[row[0] for row in table[1:]] for table in tables(profile.stdout)]
+    assert len(names) == 4 and all("rest, and the profiler" in column for column in names)
 
 
 @pytest.mark.slow
