@@ -64,6 +64,7 @@ def main() -> None:
 
 def steps(folder: Path, layers: int):
     """A row after each step: its name, how long it took, what came out."""
+    import keras
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -84,7 +85,8 @@ def steps(folder: Path, layers: int):
     yield clock.row("loaded", f"peak {memory['peak'] / memory['weights']:.2f} × its float32 weights")
 
     run = smolite.load(source)
-    yield clock.row("logits beside transformers", f"largest difference {difference(np.asarray(run.model(ids)), expected):.1e}")
+    logits = keras.ops.convert_to_numpy(run.model(ids))
+    yield clock.row("logits beside transformers", f"largest difference {difference(logits, expected):.1e}")
     engine, said = KerasEngine(run.model, context_length=256), [smolite.Message("user", "안녕?")]
     answer = reply(engine, said, tokenizer=run.tokenizer, template=run.template, max_new_tokens=16)
     yield clock.row("chats", f"{len(answer)} characters")
