@@ -4,7 +4,6 @@ import json
 import sys
 from typing import Any
 
-import keras
 import numpy as np
 from peers import bart_width
 from train_sides import Turns, begin, compile_keras_hub, train_on_torch

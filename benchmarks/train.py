@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=count, help="tokens in a row; default: the size's own")
     parser.add_argument("--accumulation", type=count, default=1, help="batches in a step")
     parser.add_argument("--dtype", choices=["float32", "mixed_bfloat16"], default="float32", help="of the arithmetic")
-    parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="transformers: torch only, no dialogues")
+    parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="transformers: not for dialogues")
     parser.add_argument("--peer-jit", choices=["same", "default"], default="same", help="keras-hub's `jit_compile`")
     parser.add_argument("--dialogues", type=Path, help="default: chatbot_ko where it is at hand, else the bundled set")
     parser.add_argument("--out", type=Path, help="a file to write the tables to as well")
