@@ -176,9 +176,14 @@ def trace(
         conversations, tokenizer, template: as in `evaluate`.
     """
     fitted = fit_context(conversations, tokenizer, context_length=engine.context_length, template=template)
-    rows = [_trace_example(engine, ids, mask) for ids, mask in fitted.examples]
+    return trace_examples(engine, fitted.examples, count_characters(fitted))
+
+
+def trace_examples(engine: Engine, examples: Sequence[Example], num_characters: int) -> Trace:
+    """Feeds rendered examples through an engine, one token at a time, and scores the trained tokens; see `trace`."""
+    rows = [_trace_example(engine, ids, mask) for ids, mask in examples]
     nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
-    return Trace(nll, predicted, targets, count_characters(fitted))
+    return Trace(nll, predicted, targets, num_characters)
 
 
 def _trace_example(engine: Engine, ids: Sequence[int], mask: Sequence[int]) -> tuple[list, list, list]:

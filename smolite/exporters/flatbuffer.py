@@ -41,7 +41,7 @@ def open_flatbuffer(path: str | Path) -> Any:
 def operator_counts(path: str | Path) -> dict[str, Counter[str]]:
     """How many operators of each kind every signature has; a custom operator (flex ones too) goes by its own name."""
     model = open_flatbuffer(path)
-    names = [_operator_name(code) for code in model.operatorCodes]
+    names = [operator_name(code) for code in model.operatorCodes]
     return {
         signature.signatureKey.decode(): Counter(
             names[operator.opcodeIndex] for operator in model.subgraphs[signature.subgraphIndex].operators
@@ -59,7 +59,7 @@ def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
     model = open_flatbuffer(path)
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     table = [config.vocab_size, config.hidden_dim]
-    tables = {tensor.buffer for tensor in tensors if list(_shape(tensor)) == table}
+    tables = {tensor.buffer for tensor in tensors if _shape(tensor) == table and _is_stored(model.buffers[tensor.buffer])}
     custom = sorted({name for names in counts.values() for name in names if name.startswith("custom ")})
     problems = [f"operator {name}" for name in custom]
     reads = ENCODE in counts if config.num_encoder_layers else prefill_lengths_of(list(counts))
@@ -72,13 +72,19 @@ def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
     return problems
 
 
-def _operator_name(code: Any) -> str:
+def operator_name(code: Any) -> str:
+    """What the schema calls an operator; `custom NAME` of one that is not built in."""
     from ai_edge_litert import schema_py_generated as schema
 
     if code.customCode:
         return f"custom {code.customCode.decode()}"
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     return names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def _is_stored(buffer: Any) -> bool:
+    """Whether a buffer holds a constant; what is worked out, such as a float16 table in float32, has an empty one."""
+    return bool(buffer.size) or (buffer.data is not None and len(buffer.data) > 0)
 
 
 def _shape(tensor: Any) -> list[int]:

@@ -1,44 +1,137 @@
-"""Quantized .tflite files, by ai-edge-quantizer."""
+"""Smaller .tflite files, by ai-edge-quantizer: the weights of the matrices in fewer bits, everything else in float32.
 
+A whole number and its scale stand for a weight. The scale is shared by a row, or by a block of a row. What a matrix reads is
+rounded to 8 bits as it comes, row by row, which the runtime does by itself; where the weights are float16, nothing is. The
+embedding table is the output projection too, and stays one table in every way.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from smolite.exporters.flatbuffer import read_flatbuffer
+from smolite.config import ModelConfig
+from smolite.exporters.flatbuffer import open_flatbuffer, operator_name, read_flatbuffer
 from smolite.files import write_file
 
-# Name → recipe of ai-edge-quantizer. int8: weights in 8 bits with a scale per row, activations quantized as they come.
-RECIPES = {"int8": "dynamic_wi8_afp32"}
 _ALIGNMENT = 64
 
 
-def quantize_tflite(float_path: str | Path, path: str | Path, recipe: str = "int8") -> None:
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How the weights of a file are written, and what that may cost on held-out dialogues.
+
+    Args:
+        bits: of a weight in the blocks; 16 is float16.
+        table_bits: of a weight in the embedding table.
+        block: weights of a row that share a scale; 0: all.
+        algorithm: of ai-edge-quantizer, for the scales of weights of 4 bits.
+        most_bits: the largest share of more bits per character that `verify` lets pass.
+        least_agreement: the least share of greedy tokens that must be the same.
+    """
+
+    bits: int
+    table_bits: int
+    block: int = 0
+    algorithm: str = "MIN_MAX_UNIFORM_QUANT"
+    most_bits: float
+    least_agreement: float
+
+
+WAYS: Mapping[str, Way] = MappingProxyType(
+    {
+        "f16": Way(bits=16, table_bits=16, most_bits=0.002, least_agreement=0.95),
+        "int8": Way(bits=8, table_bits=8, most_bits=0.01, least_agreement=0.75),
+        "int4_int8": Way(bits=4, table_bits=8, algorithm="OCTAV", most_bits=0.1, least_agreement=0.5),
+        "int4_block32": Way(bits=4, table_bits=4, block=32, algorithm="OCTAV", most_bits=0.1, least_agreement=0.5),
+        "int4": Way(bits=4, table_bits=4, algorithm="OCTAV", most_bits=0.15, least_agreement=0.5),
+    }
+)
+
+
+def quantize_tflite(float_path: str | Path, path: str | Path, way: str = "int8") -> None:
     """Writes a quantized copy of a float32 .tflite file.
 
     Args:
         float_path: the file to read.
         path: the file to write.
-        recipe: a key of `RECIPES`.
+        way: a key of `WAYS`.
 
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: there is no such way.
     """
-    check_recipe(recipe)
+    check_way(way)
     from ai_edge_quantizer import quantizer
-    from ai_edge_quantizer import recipe as recipes
 
-    job = quantizer.Quantizer(str(float_path), getattr(recipes, RECIPES[recipe])())
-    result = job.quantize(enable_progress_bar=False, enable_progress_report=False)
+    job = quantizer.Quantizer(str(float_path), _recipe(WAYS[way], float_path))
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no argument switches off
+        result = job.quantize(enable_progress_bar=False, enable_progress_report=False)
     write_file(path, share_scales(bytes(result.quantized_model)))
 
 
-def check_recipe(recipe: str) -> None:
-    """Refuses the name of a recipe that does not exist.
+def check_way(way: str, config: ModelConfig | None = None) -> None:
+    """Refuses a way that does not exist, or does not fit a model.
+
+    Args:
+        way: a key of `WAYS`.
+        config: of the model.
 
     Raises:
-        ValueError: with the names that exist.
+        ValueError: with the names that exist, or the width that cannot be cut into blocks.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"Unknown way to quantize. Received: {recipe!r}. Choose one of: {', '.join(RECIPES)}.")
+    if way not in WAYS:
+        raise ValueError(f"Unknown way to quantize. Received: {way!r}. Choose one of: {', '.join(WAYS)}.")
+    block = WAYS[way].block
+    if config is None or not block:
+        return
+    widths = {
+        "hidden_dim": config.hidden_dim,
+        "intermediate_dim": config.intermediate_dim,
+        "num_query_heads · head_dim": config.num_query_heads * config.head_dim,
+    }
+    odd = {name: width for name, width in widths.items() if width % block}
+    if odd:
+        received = ", ".join(f"`{name}` {width}" for name, width in odd.items())
+        raise ValueError(
+            f"{way} needs widths that are multiples of {block}. Received: {received}. Choose another way: "
+            f"{', '.join(name for name, other in WAYS.items() if not other.block)}."
+        )
+
+
+def _recipe(way: Way, float_path: str | Path) -> Any:
+    """The rows of ai-edge-quantizer's recipe, of which a later one wins: for all matrices, then for the uses of the table."""
+    from ai_edge_quantizer import qtyping, recipe_manager
+
+    connected, lookup = qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.EMBEDDING_LOOKUP
+    granularity = qtyping.QuantGranularity[f"BLOCKWISE_{way.block}" if way.block else "CHANNELWISE"]
+    algorithms, rows = recipe_manager.AlgorithmName, recipe_manager.RecipeManager()
+    uses = [(".*", lookup), *((f"^{re.escape(name)};$", connected) for name in _heads(float_path))]
+    for regex, kind, bits in [(".*", connected, way.bits), *((*use, way.table_bits) for use in uses)]:
+        if bits == 16:
+            rows.add_weight_only_config(regex, kind, bits, algorithm_key=algorithms.FLOAT_CASTING)
+        elif bits == 8:
+            rows.add_dynamic_config(regex, kind, bits)
+        else:
+            rows.add_dynamic_config(regex, kind, bits, granularity, algorithms[way.algorithm])
+    return rows.get_quantization_recipe()
+
+
+def _heads(float_path: str | Path) -> list[str]:
+    """Names of what the output projections write: the fully connected operators that read an embedding table."""
+    model = open_flatbuffer(float_path)
+    names = [operator_name(code) for code in model.operatorCodes]
+    found: dict[str, list[tuple[int, str]]] = {"EMBEDDING_LOOKUP": [], "FULLY_CONNECTED": []}
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if (name := names[operator.opcodeIndex]) in found:
+                weight, output = graph.tensors[operator.inputs[1]], graph.tensors[operator.outputs[0]]
+                found[name].append((weight.buffer, output.name.decode()))
+    tables = {buffer for buffer, _ in found["EMBEDDING_LOOKUP"]}
+    return [name for buffer, name in found["FULLY_CONNECTED"] if buffer in tables]
 
 
 def share_scales(data: bytes) -> bytes:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from smolite.exporters.quantization import WAYS
 
 if TYPE_CHECKING:
     from smolite.checkpoint import Run
@@ -18,9 +20,11 @@ class Target:
 
     Args:
         module: the module with its `build(model, path, *, quantize, prefill_lengths, cache_length)`, which is run in a process
-            of its own on TensorFlow; or, where `on_tensorflow` is false, its `build(run, path, *, quantize)`.
+            of its own on TensorFlow; or, where `on_tensorflow` is false, its `build(run, path, *, quantize)`. Its
+            `check_run(run)`, if it has one, refuses a run before that.
         engine: module and name of what runs it, with a colon between; an `Engine` where `gives_logits`.
         runtime: what that engine runs on.
+        library: import name of that runtime.
         file_names: way to quantize, or `None` → name of the file or folder.
         packages: import name → package, of all that it needs.
         extra: the extra of this package that brings them.
@@ -33,6 +37,7 @@ class Target:
     module: str
     engine: str
     runtime: str
+    library: str
     file_names: Mapping[str | None, str]
     packages: Mapping[str, str]
     extra: str = "export"
@@ -48,14 +53,18 @@ class Target:
             ImportError: the package that runs it is missing.
             ValueError: the file is broken, or of a kind that holds no encoder-decoder.
         """
-        pairs = run.model.config.num_encoder_layers > 0
-        place = self.pair_engine if pairs else self.engine
+        place, settings = self.engine_of(run)
         if not place:
             raise ValueError(f"{self.runtime} runs no encoder-decoder. Received: {path}. Export it as tflite or saved_model.")
         module, name = place.split(":")
-        settings = {"start_id": run.tokenizer.start_id} if pairs else {}
         opened: Engine = getattr(importlib.import_module(module), name)(path, **settings)
         return opened
+
+    def engine_of(self, run: "Run") -> tuple[str, dict[str, Any]]:
+        """What runs such a file of a run, as `engine` or `pair_engine`, and what it takes beside the path."""
+        if not run.model.config.num_encoder_layers:
+            return self.engine, {}
+        return self.pair_engine, {"start_id": run.tokenizer.start_id}
 
 
 _TENSORFLOW = {"tensorflow": "tensorflow"}
@@ -67,6 +76,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             engine="smolite.exporters.saved_model:SavedModelEngine",
             pair_engine="smolite.exporters.pair_engines:SavedModelPairEngine",
             runtime="TensorFlow",
+            library="tensorflow",
             file_names={None: "saved_model"},
             packages=_TENSORFLOW,
         ),
@@ -75,14 +85,16 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             engine="smolite.exporters.litert_engine:TFLiteEngine",
             pair_engine="smolite.exporters.pair_engines:TFLitePairEngine",
             runtime="LiteRT",
-            file_names={None: "model.tflite", "int8": "model_int8.tflite"},
+            library="ai_edge_litert.compiled_model",
+            file_names={None: "model.tflite", **{way: f"model_{way}.tflite" for way in WAYS}},
             packages=_TENSORFLOW | _LITERT,
         ),
         "litertlm": Target(
             module="smolite.exporters.litertlm",
             engine="smolite.exporters.litertlm_engine:LiteRTLMEngine",
             runtime="LiteRT-LM",
-            file_names={None: "model.litertlm", "int8": "model_int8.litertlm"},
+            library="litert_lm",
+            file_names={None: "model.litertlm", **{way: f"model_{way}.litertlm" for way in WAYS}},
             packages=_TENSORFLOW | _LITERT | {"litert_lm_builder": "litert-lm-builder", "litert_lm": "litert-lm-api"},
             extra="litertlm",
             complete=True,
@@ -92,6 +104,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             module="smolite.exporters.gguf",
             engine="smolite.exporters.llama_cpp_engine:LlamaCppEngine",
             runtime="llama.cpp",
+            library="cyllama.llama.llama_cpp",
             file_names={None: "model.gguf", "f16": "model_f16.gguf", "q8_0": "model_q8_0.gguf", "q4_0": "model_q4_0.gguf"},
             packages={"gguf": "gguf", "cyllama": "cyllama"},
             extra="gguf",
@@ -99,4 +112,15 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             complete=True,
         ),
     }
+)
+
+# A quantized file may cost this share more bits per character, and must keep this share of the greedy tokens; another share for
+# some files, by name. Four bits are rounding that shows: their limits tell a coarse file from a broken one.
+BITS_LIMIT, AGREEMENT_LIMIT = 0.01, 0.75
+_BY_NAME = {f"model_{name}.{suffix}": way for name, way in WAYS.items() for suffix in ("tflite", "litertlm")}
+BITS_LIMITS: Mapping[str, float] = MappingProxyType(
+    {"model_q4_0.gguf": 0.15} | {name: way.most_bits for name, way in _BY_NAME.items()}
+)
+AGREEMENT_LIMITS: Mapping[str, float] = MappingProxyType(
+    {"model_q4_0.gguf": 0.5} | {name: way.least_agreement for name, way in _BY_NAME.items()}
 )
