@@ -61,8 +61,8 @@ def fetch(url, data=None):
 
 
 @contextmanager
-def served(command, folder, *, port, **environment):
-    """The address of a server that `command` starts in `folder`; it must end at an interrupt."""
+def served(command, folder, *, port, path="config", **environment):
+    """The address of a server that `command` starts in `folder`, once it gives `path`; it must end at an interrupt."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with open(folder / "log.txt", "w+") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
@@ -70,7 +70,7 @@ def served(command, folder, *, port, **environment):
             address = f"http://127.0.0.1:{port}"
             for _ in range(240):
                 try:
-                    fetch(f"{address}/config")
+                    fetch(f"{address}/{path}")
                     break
                 except OSError:
                     assert server.poll() is None, (folder / "log.txt").read_text()
