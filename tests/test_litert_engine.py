@@ -1,5 +1,6 @@
 import itertools
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -156,6 +157,22 @@ def test_nothing_is_written_to_standard_error(run):
         print(TFLiteEngine(sys.argv[1]).start([[1, 2]]).shape)
     """
     assert run_apart(code, run / "export" / "model.tflite") == "(1, 330)\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the weights are shared on Linux only")
+def test_the_signatures_share_their_packed_weights(run):
+    """What XNNPACK packs lies in a file in memory; signatures with weights of their own would make it three times as large."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from smolite import TFLiteEngine
+        engine = TFLiteEngine(sys.argv[1])
+        parts = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:XNN" in line]
+        print(sum(int(end, 16) - int(begin, 16) for begin, end in parts))
+    """
+    path = run / "export" / "model.tflite"
+    weights = 4 * checkpoint.load_model(run).config.num_parameters
+    assert 0.9 < int(run_apart(code, path)) / weights < 1.9
 
 
 STORIES = """

@@ -1,5 +1,6 @@
 """An engine on LiteRT's compiled model: runs a .tflite file on the CPU, with the caches updated in place."""
 
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from smolite.exporters.flatbuffer import open_flatbuffer
 from smolite.exporters.native_log import drop_native_log_at_exit, native_log_dropped
 from smolite.exporters.pair_signatures import ENCODE
 from smolite.exporters.signatures import DECODE, prefill_lengths_of
+
+# XNNPACK packs the weights of every signature for itself, unless it has a weight cache. This name means one in memory, which
+# needs Linux; it also saves packing them more than once.
+_SHARED_WEIGHTS = ":memory" if sys.platform == "linux" else ""
 
 
 class TFLiteEngine(CachedEngine):
@@ -73,7 +78,7 @@ def compile_file(path: Path, num_threads: int) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"A .tflite file was expected. Received: {path}. Make one with `smolite export`.")
     open_flatbuffer(path)
-    cpu = CpuOptions(num_threads=num_threads)
+    cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=_SHARED_WEIGHTS)
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
     drop_native_log_at_exit()
     with native_log_dropped():
