@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from smolite.exporters.keras_hub import from_keras_hub, to_keras_hub
     from smolite.exporters.litert_engine import TFLiteEngine
     from smolite.exporters.llama_cpp_engine import LlamaCppEngine
+    from smolite.exporters.planning import plan
+    from smolite.exporters.quality import smallest
     from smolite.exporters.verification import verify
     from smolite.generation import generate, stream
     from smolite.layers import LightweightAttn, RotaryEmbedding, SwiGLU
@@ -66,10 +68,12 @@ __all__ = [
     "generate",
     "load",
     "pack",
+    "plan",
     "pretrain",
     "read_conversations",
     "read_pairs",
     "save",
+    "smallest",
     "stream",
     "to_keras_hub",
     "train_pairs",
@@ -91,6 +95,8 @@ _MODULES = {
     "exporters.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "exporters.litert_engine": ("TFLiteEngine",),
     "exporters.llama_cpp_engine": ("LlamaCppEngine",),
+    "exporters.planning": ("plan",),
+    "exporters.quality": ("smallest",),
     "exporters.verification": ("verify",),
     "generation": ("generate", "stream"),
     "layers": ("LightweightAttn", "RotaryEmbedding", "SwiGLU"),

@@ -39,7 +39,11 @@ OPTION_HELP = {
 
 
 FORMATS = ["tflite", "saved_model", "litertlm", "gguf"]
-ENGINES = ["keras", "tflite", "int8", "saved_model", "gguf", "f16", "q8_0", "q4_0"]  # as in `verbs.ENGINE_FILES`
+WAYS = ["f16", "int8", "int4_int8", "int4_block32", "int4"]  # as in `exporters.quantization`
+ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", "q4_0"]  # as in `verbs.ENGINE_FILES`
+
+
+LIGHT = {"plan": ("smolite.exporters.planning", "print_plan")}  # verbs that need no backend, and where they are
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -75,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _function(verb: str) -> Callable[..., int | None]:
-    _ = smolite.CausalLM  # where the backend is missing, this name says what to install
-    function: Callable[..., int | None] = getattr(import_module("smolite.verbs"), verb)
+    if verb not in LIGHT:
+        _ = smolite.CausalLM  # where the backend is missing, this name says what to install
+    module, name = LIGHT.get(verb, ("smolite.verbs", verb))
+    function: Callable[..., int | None] = getattr(import_module(module), name)
     return function
 
 
@@ -94,6 +100,7 @@ def _parser(options: TrainingOptions | None = None) -> argparse.ArgumentParser:
     _add_training_verbs(verbs, options or TrainingOptions())
     _add_talking_verbs(verbs)
     _add_file_verbs(verbs)
+    _add_measuring_verbs(verbs)
     return parser
 
 
@@ -168,16 +175,32 @@ def _add_talking_verbs(verbs) -> None:
         parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
 
 
+def _share(text: str) -> float:
+    """A share as people write it: `1%` is 0.01, and so is `0.01`."""
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+
+
 def _add_file_verbs(verbs) -> None:
     export = _verb(verbs, "export", "write a run as a file for another runtime, and verify it")
     export.add_argument("run", help="run directory")
     export.add_argument("--format", choices=FORMATS, default="tflite", help="kind of file")
-    ways = "tflite, litertlm: int8; gguf: f16, q8_0, q4_0; default: float32"
-    export.add_argument("--quantize", choices=["int8", "f16", "q8_0", "q4_0"], help=ways)
+    ways = f"tflite, litertlm: {', '.join(WAYS)}; gguf: f16, q8_0, q4_0; default: float32"
+    export.add_argument("--quantize", choices=[*WAYS, "q8_0", "q4_0"], help=ways)
     export.add_argument("--out", help="folder to write to; default: export in the run directory")
     export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
     export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
     export.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+    quality = _verb(verbs, "quality", "measure every way to quantize, and keep the smallest file that is good enough")
+    quality.add_argument("run", help="run directory")
+    quality.add_argument("--max-loss", type=_share, default="1%", help="more bits per character that the file may cost")
+    quality.add_argument("--dataset", default="sample-heldout", help="held-out dialogues: a file, or a data set's name")
+    quality.add_argument("--text", help="held-out plain text; default: what is said in the dialogues")
+    quality.add_argument("--count", type=int, default=100, help="the most dialogues, and the most texts, to measure on")
+    quality.add_argument("--out", help="folder to write to; default: export in the run directory")
+    quality.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
+    quality.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
+    quality.add_argument("--overwrite", action="store_true", help="replace existing files")
 
     quantize = _verb(verbs, "quantize", "write a run with weights of 8 or 4 bits, a quarter or a sixth of the size")
     quantize.add_argument("run", help="run directory, or a model's name on the hub")
@@ -196,9 +219,18 @@ def _add_file_verbs(verbs) -> None:
     convert.add_argument("--context-length", type=int, help="for a source that does not record it")
     convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
+
+def _add_measuring_verbs(verbs) -> None:
+    plan = _verb(verbs, "plan", "say before any export how large the files will be, and what memory and speed they allow")
+    plan.add_argument("model", help=f"{', '.join(PRESETS)}, a run directory, or a model's name on the hub")
+    plan.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length, at most 1,024")
+    plan.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once; default: 16 and 128")
+    plan.add_argument("--bandwidth", type=float, default=26, help="of the memory in GB/s, for the most tokens a second")
+
     verify = _verb(verbs, "verify", "compare exported files with the Keras model, each in its own runtime")
     verify.add_argument("run", help="run directory")
     verify.add_argument("--out", help="folder of the files; default: export in the run directory")
+    verify.add_argument("--measure", action="store_true", help="memory and time to the first token, too")
 
     evaluate = _verb(verbs, "evaluate", "bits per character, perplexity and accuracy on held-out dialogues")
     evaluate.add_argument("run", help="run directory")

@@ -19,6 +19,8 @@ from smolite.engines import Engine
 from smolite.exporters import TARGETS
 from smolite.exporters import export as export_run
 from smolite.exporters.conversion import convert as convert_model
+from smolite.exporters.planning import print_plan
+from smolite.exporters.quality import smallest
 from smolite.exporters.verification import verify as verify_run
 from smolite.generation import stream
 from smolite.options import TrainingOptions
@@ -34,10 +36,18 @@ from smolite.sources import resolve_dataset
 from smolite.tokenizer import Tokenizer, train_tokenizer
 from smolite.workplace import vocabulary_for
 
+
+def _name_engines() -> dict[str, str]:
+    """Name → file. A name is the way to quantize, or of a float32 file the format; both where an earlier file has the name."""
+    names: dict[str, str] = {}
+    for format in ("tflite", "saved_model", "gguf"):
+        for way, file in TARGETS[format].file_names.items():
+            names[f"{format}_{way}" if way in names else way or format] = file
+    return names
+
+
 # What `--engine` calls the files in the run's export folder that can be talked with.
-ENGINE_FILES = {
-    way or format: file for format in ("tflite", "saved_model", "gguf") for way, file in TARGETS[format].file_names.items()
-}
+ENGINE_FILES = _name_engines()
 
 
 def demo(*, out: str, epochs: int) -> None:
@@ -173,11 +183,22 @@ def convert(*, source: str, out: str, **settings: Any) -> None:
     print(convert_model(source, out, **settings))
 
 
-def verify(*, run: str, out: str | None) -> int:
+def verify(*, run: str, out: str | None, measure: bool) -> int:
     """Prints the verification table; the exit status is 1 where a row fails."""
-    report = verify_run(run, out=out)
+    report = verify_run(run, out=out, measure=measure)
     print(report.table())
     return 0 if report.passed else 1
+
+
+def quality(*, run: str, dataset: str, **settings: Any) -> None:
+    """Prints what every way to quantize costs, and the file that was kept; see `quality.smallest`."""
+    found = smallest(run, dialogues=dataset, **settings)
+    print(f"{found.table()}\n{found.path}")
+
+
+def plan(**settings: Any) -> None:
+    """Prints what exports would give; see `print_plan`, which the command line calls without this module."""
+    print_plan(**settings)
 
 
 def quantize(*, run: str, bits: int, out: str, overwrite: bool) -> None:

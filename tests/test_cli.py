@@ -23,7 +23,8 @@ from smolite.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 VERBS = (
-    "demo tokenizer data pretrain finetune chat generate app export verify evaluate bench convert pairs quantize params".split()
+    "demo tokenizer data pretrain finetune chat generate app export verify evaluate bench convert pairs quantize params "
+    "plan quality".split()
 )
 HELP_OF_ALL = f"""
 import contextlib, io, sys

@@ -38,6 +38,7 @@ from smolite.tokenizer_json import JsonTokenizer
 
 CLIENT = ROOT / "export" / "chat_tflite.py"
 FILES = ["model.tflite", "model_int8.tflite"]
+BESIDE = {"tokenizer.model", "chat.json", "MANIFEST.json", "verify.json", "verify.md"}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_export_writes_verified_files_and_says_how_far_it_is(tmp_path, capsys):
     run = save_small_run(tmp_path)
     path = export(run, quantize="int8", prefill_lengths=(8,), cache_length=32)
     assert path == run / "export" / "model_int8.tflite"
-    assert {file.name for file in path.parent.iterdir()} == {path.name, "tokenizer.model", "chat.json", "verify.json"}
+    assert {file.name for file in path.parent.iterdir()} == {path.name, *BESIDE}
     said = capsys.readouterr().out
     for words in ("loading", "tracing prefill 8 and decode", "converting", "quantizing to int8", "bits/char"):
         assert words in said
@@ -169,7 +170,7 @@ def test_files_of_two_runs_in_one_folder(run, tmp_path):
     ("settings", "message"),
     [
         ({"format": "onnx"}, "Unknown `format`. Received: 'onnx'. Choose one of: saved_model, tflite."),
-        ({"quantize": "int3"}, "`quantize` for tflite must be one of: None, int8. Received: 'int3'."),
+        ({"quantize": "int3"}, "`quantize` for tflite must be one of: None, f16, int8, .*int4. Received: 'int3'."),
         ({"format": "saved_model", "quantize": "int8"}, "`quantize` for saved_model must be one of: None. Received: 'int8'."),
         ({"cache_length": 65}, "`cache_length` must be from 2 to the context length of the model, 64. Received: 65."),
         ({"prefill_lengths": (8, 65)}, r"`prefill_lengths` must be one or more numbers from 2 to the cache length, 64. .*65"),
@@ -188,7 +189,7 @@ def test_a_run_that_is_not_one(tmp_path):
 
 
 def test_an_unknown_recipe(tmp_path):
-    with pytest.raises(ValueError, match="Unknown way to quantize. Received: 'int3'. Choose one of: int8."):
+    with pytest.raises(ValueError, match="Unknown way to quantize. Received: 'int3'. Choose one of: f16, int8, int4_int8, "):
         quantize_tflite(tmp_path / "a", tmp_path / "b", "int3")
 
 
@@ -278,7 +279,11 @@ def test_a_run_with_a_byte_level_tokenizer_chats_from_its_files(tmp_path):
     path = checkpoint.save(tmp_path / "run", model, tokenizer, template=SMOLLM2_CHAT)
     file = export(path, prefill_lengths=(16,))
     report = json.loads((path / "export" / "verify.json").read_text("utf-8"))
-    assert report["passed"] and [row["artifact"] for row in report["rows"]][1:] == ["model.tflite", "tokenizer.json"]
+    assert report["passed"] and [row["artifact"] for row in report["rows"]][1:] == [
+        "model.tflite",
+        "tokenizer.json",
+        "chat.json",
+    ]
     loaded = checkpoint.load(path)
     opening = json.loads((path / "export" / "chat.json").read_text("utf-8"))["opening"]
     ids = loaded.template.prompt([Message("user", "안녕 <|im_end|>")], loaded.tokenizer)

@@ -32,8 +32,10 @@ ORDER = """
     exporters.saved_model exporters.flatbuffer exporters.litert_engine exporters.pair_engines exporters.quantization
     exporters.tflite exporters.private_markers exporters.litertlm exporters.litertlm_engine
     exporters.gguf exporters.llama_cpp_engine exporters.keras_hub exporters.conversion
-    exporters.report exporters.reference exporters.targets exporters.text_check exporters.verification exporters
-    exporters.__main__
+    exporters.report exporters.reference exporters.targets exporters.sizes exporters.planning
+    exporters.texts exporters.text_check exporters.tokenizer_check exporters.processes exporters.measurement
+    exporters.manifest exporters.verification exporters.placement exporters
+    exporters.__main__ exporters.agreement exporters.quality
     answers app demo verbs cli __main__
 """.split()
 BACKENDS = {"tensorflow", "jax", "torch"}

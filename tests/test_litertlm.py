@@ -110,7 +110,7 @@ def test_export_writes_a_verified_file_alone(tmp_path, capsys, quantize):
     run = save_small_run(tmp_path)
     path = export(run, format="litertlm", quantize=quantize, prefill_lengths=(8,), cache_length=64)
     assert path.name == ("model_int8.litertlm" if quantize else "model.litertlm")
-    assert {file.name for file in path.parent.iterdir()} == {path.name, "verify.json"}
+    assert {file.name for file in path.parent.iterdir()} == {path.name, "MANIFEST.json", "verify.json", "verify.md"}
     said = capsys.readouterr().out
     for words in ("loading", "converting", "bundling", "LiteRT-LM"):
         assert words in said

@@ -43,7 +43,7 @@ def problems(report):
 
 def test_every_artifact_passes(report):
     rows = {row.artifact: row for row in report.rows}
-    assert list(rows) == ["Keras model", "saved_model", "model.tflite", "model_int8.tflite", "tokenizer.model"]
+    assert list(rows) == ["Keras model", "saved_model", "model.tflite", "model_int8.tflite", "tokenizer.model", "chat.json"]
     assert report.passed and not problems(report)
     for name in ("Keras model", "saved_model", "model.tflite"):
         assert rows[name].logits < 1e-5 and rows[name].tokens == rows[name].num_tokens > 150
@@ -54,7 +54,7 @@ def test_every_artifact_passes(report):
 
 def test_the_report_is_a_table_and_a_file(run, report):
     table = report.table().splitlines()
-    assert len(table) == 6 and table[0].startswith("artifact") and all(line.endswith("pass") for line in table[1:])
+    assert len(table) == 7 and table[0].startswith("artifact") and all(line.endswith("pass") for line in table[1:])
     saved = json.loads((run / "export" / "verify.json").read_text("utf-8"))
     assert saved["passed"] and [row["artifact"] for row in saved["rows"]] == [row.artifact for row in report.rows]
     assert saved["conditions"]["prompt_lengths"][-7:] == [1, 2, 4, 5, 16, 17, 46]

@@ -3,16 +3,15 @@
 import importlib
 import importlib.util
 import json
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smolite.config import ModelConfig
+from smolite.exporters.placement import move_files, staging_folder
+from smolite.exporters.processes import last_words, start
+from smolite.exporters.quantization import check_way
 from smolite.exporters.signatures import choose_lengths
 from smolite.exporters.targets import TARGETS, Target
 from smolite.hub import resolve_model
@@ -33,15 +32,16 @@ def export(
     """Writes a run as a file for another runtime, with what a chat client needs beside it, and verifies it.
 
     Files of TensorFlow's formats are made in a process of its own, whatever backend trained the weights. A file that does not
-    say what the model says is not left behind; an existing one is replaced only by one that does.
+    say what the model says is not left behind; an existing one is replaced only by one that does. What an export that was
+    interrupted left is removed by the next one. `MANIFEST.json` says what each file is and what it was made from.
 
     Args:
         run: the run directory, or a model's name on the hub.
         format: a key of `TARGETS`.
         out: the folder to write to. Default: `export` in the run directory; for a name on the hub, `export` in a folder here
             that is called as the model.
-        quantize: `None` for float32, or a way that the format knows: `"int8"` for TFLite and LiteRT-LM, `"f16"`, `"q8_0"` or
-            `"q4_0"` for GGUF.
+        quantize: `None` for float32, or a way that the format knows: a key of `quantization.WAYS` for TFLite and LiteRT-LM;
+            `"f16"`, `"q8_0"` or `"q4_0"` for GGUF.
         prefill_lengths: how many tokens of a prompt are read at once; several are possible. Default: 16 and 128. GGUF has no
             fixed lengths.
         cache_length: how many tokens a chat can hold. Default: the context length, at most 1,024. Not for GGUF.
@@ -53,31 +53,33 @@ def export(
     Raises:
         ImportError: a package that the target needs is missing.
         FileExistsError: the output exists, and `overwrite` is false.
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or the format has no place for what the run is.
         RuntimeError: the conversion failed, or the file does not say what the model says.
+        OSError: the disk is full, or the folder cannot be written; what was there before is whole.
     """
     target, name = _find_target(format, quantize)
     check_packages(format)
     given, run = run, resolve_model(run)
     config = _read_config(run)
+    if target.on_tensorflow and quantize:
+        check_way(quantize, config)
     if not target.on_tensorflow and (prefill_lengths or cache_length):
         raise ValueError(f"{format} has no fixed lengths. Received: `prefill_lengths` or `cache_length`. Leave them out.")
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
     beside = run if run == Path(given).expanduser() else Path(Path(given).name)
     folder = beside / "export" if out is None else Path(out)
-    if (folder / name).exists() and not overwrite:
-        raise FileExistsError(
-            f"The output must not exist yet. Received: {folder / name}. Choose another `out`, or give `overwrite=True`."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as staging:
+    _check_place(folder, name, overwrite=overwrite)
+    making: dict[str, Any] = {"format": format, "quantize": quantize, "prefill_lengths": None, "cache_length": None}
+    if target.on_tensorflow:
+        making |= {"prefill_lengths": lengths, "cache_length": slots}
+    with staging_folder(folder) as staging:
+        _prepare(target, run, staging, folder, overwrite=overwrite)
         if target.on_tensorflow:
             job = {"quantize": quantize, "prefill_lengths": lengths, "cache_length": slots, "complete": target.complete}
-            _convert_apart({**job, "module": target.module, "run": str(run), "path": str(Path(staging, name))})
+            _convert_apart({**job, "module": target.module, "run": str(run), "path": str(staging / name)})
         else:
-            _convert(target.module, run, Path(staging, name), quantize=quantize)
-        _verify(run, Path(staging), folder, overwrite=overwrite, client=not target.complete)
-        _replace(Path(staging), folder)
+            _convert(target.module, run, staging / name, quantize=quantize)
+        _finish(run, staging, folder, name=name, making=making)
     return folder / name
 
 
@@ -112,6 +114,30 @@ def _read_config(run: Path) -> ModelConfig:
     return ModelConfig.from_hf(json.loads(file.read_text("utf-8")))
 
 
+def _check_place(folder: Path, name: str, *, overwrite: bool) -> None:
+    from smolite.exporters.manifest import read_manifest
+
+    if (folder / name).exists() and not overwrite:
+        raise FileExistsError(
+            f"The output must not exist yet. Received: {folder / name}. Choose another `out`, or give `overwrite=True`."
+        )
+    read_manifest(folder)
+
+
+def _prepare(target: Target, run: Path, staging: Path, folder: Path, *, overwrite: bool) -> None:
+    """Puts the client's files beside the new one, unless it holds them itself; refuses what would be converted in vain."""
+    from smolite import checkpoint
+    from smolite.exporters.client_files import check_client_files, write_client_files
+
+    loaded = checkpoint.load(run, dtype="float32")
+    if check := getattr(importlib.import_module(target.module), "check_run", None):
+        check(loaded)
+    if not target.complete:
+        write_client_files(staging, tokenizer=loaded.tokenizer, template=loaded.template)
+    if not overwrite:
+        check_client_files(staging, folder)
+
+
 def _convert(module: str, run: Path, path: Path, *, quantize: str | None) -> None:
     from smolite import checkpoint
 
@@ -120,49 +146,32 @@ def _convert(module: str, run: Path, path: Path, *, quantize: str | None) -> Non
 
 def _convert_apart(job: dict[str, Any]) -> None:
     """Runs `smolite.exporters.__main__` on TensorFlow; its progress goes to our standard output, its log into the error."""
-    environment = os.environ | {
-        "KERAS_BACKEND": "tensorflow",
-        "TF_CPP_MIN_LOG_LEVEL": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    root = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "smolite.exporters", json.dumps(job)]
+    environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "1", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = start("smolite.exporters", job, log=log, **environment)
         assert process.stdout is not None
         with process:
-            for line in process.stdout:
-                print(line, end="", flush=True)
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+            except BaseException:
+                process.kill()
+                raise
         if process.returncode:
-            log.seek(0)
-            raise RuntimeError(f"The conversion failed. Its last words:\n{''.join(log.readlines()[-20:])}")
+            raise RuntimeError(f"The conversion failed. Its last words:\n{last_words(log)}")
 
 
-def _verify(run: Path, staging: Path, folder: Path, *, overwrite: bool, client: bool) -> None:
-    """Puts the client's files beside the new one, unless it holds them itself, and checks everything."""
-    from smolite import checkpoint
-    from smolite.exporters.client_files import check_client_files, write_client_files
+def _finish(run: Path, staging: Path, folder: Path, *, name: str, making: dict[str, Any]) -> None:
+    """Moves a new file that says what the model says to its place, with all that describes it; refuses another."""
+    from smolite.exporters.manifest import MANIFEST_FILE, write_manifest
     from smolite.exporters.verification import verify
 
-    loaded = checkpoint.load(run, dtype="float32")
-    if client:
-        write_client_files(staging, tokenizer=loaded.tokenizer, template=loaded.template)
-    if not overwrite:
-        check_client_files(staging, folder)
     report = verify(run, out=staging)
     print(report.table(), flush=True)
     if not report.passed:
         raise RuntimeError(
             f"The file does not say what the model says, and was not kept; see the rows with problems:\n{report.table()}"
         )
-
-
-def _replace(staging: Path, folder: Path) -> None:
-    """Moves everything to its place; a folder that stands there gives way as a whole."""
-    for new in staging.iterdir():
-        old = folder / new.name
-        if old.is_dir():
-            old.rename(staging / f"{new.name}.old")
-        new.replace(old)
-        shutil.rmtree(staging / f"{new.name}.old", ignore_errors=True)
+    row = next(row for row in report.rows if row.artifact == name)
+    write_manifest(staging, folder, row=row, run=run, making=making)
+    move_files(staging, folder, last=MANIFEST_FILE)

@@ -1,13 +1,20 @@
-"""The outcome of a verification: one row per artifact, as a table and as JSON."""
+"""The outcome of a verification: one row per artifact, as a table, as JSON and as Markdown."""
 
+import html
+import importlib.metadata
 import json
+import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import smolite
 from smolite.files import write_file
 
-REPORT_FILE = "verify.json"
+REPORT_FILE, PAGE_FILE = "verify.json", "verify.md"
+_PACKAGES = "keras tensorflow jax torch ai-edge-litert ai-edge-quantizer litert-lm-api litert-lm-builder cyllama gguf"
+_HEAD = ("artifact", "runtime", "size", "logits", "caches", "greedy tokens", "bits/char", "peak MB", "open + first token", "")
 
 
 @dataclass(kw_only=True)
@@ -23,6 +30,9 @@ class Row:
         tokens: greedy tokens that are the same as Keras'.
         num_tokens: greedy tokens compared.
         bits_per_character: on the held-out dialogues.
+        peak_bytes: the most memory that opening it and writing one token took, in a process of its own.
+        open_seconds: time to open it there.
+        first_token_seconds: time to the first token of an answer after that.
         problems: why it does not pass, in words.
     """
 
@@ -34,6 +44,9 @@ class Row:
     tokens: int | None = None
     num_tokens: int | None = None
     bits_per_character: float | None = None
+    peak_bytes: int | None = None
+    open_seconds: float | None = None
+    first_token_seconds: float | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -61,18 +74,51 @@ class Report:
 
     def table(self) -> str:
         """The rows as aligned text, problems below."""
-        head = ("artifact", "runtime", "size", "logits", "caches", "greedy tokens", "bits/char", "")
-        lines = [head, *(_cells(row, self.rows[0].bits_per_character) for row in self.rows)]
+        lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        problems = [f"{row.artifact}: {problem}" for row in self.rows for problem in row.problems]
-        return "\n".join([*text, *problems])
+        return "\n".join([*text, *self._problems()])
+
+    def page(self) -> str:
+        """The same in Markdown, with the conditions."""
+        head, *lines = self._lines()
+        rows = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in (head, *lines)]
+        rows.insert(1, "|" + " --- |" * len(head))
+        problems = [f"- {html.escape(' '.join(problem.split()), quote=False)}" for problem in self._problems()]
+        conditions = [f"- {name.replace('_', ' ')}: {_said(value)}" for name, value in self.conditions.items()]
+        title = "Every file says what the model says." if self.passed else "Not every file says what the model says."
+        parts = [["# Verification"], [title], rows, problems, ["## Conditions"], conditions]
+        return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `verify.json` to a folder."""
+        """Writes `verify.json` and `verify.md` to a folder; returns the path of the first."""
         rows = [asdict(row) | {"passed": row.passed} for row in self.rows]
         content = {"passed": self.passed, "rows": rows, "conditions": self.conditions}
+        write_file(Path(folder, PAGE_FILE), self.page().encode())
         return write_file(Path(folder, REPORT_FILE), json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        """Head and rows, without the columns of figures that no row has."""
+        lines = [_HEAD, *(_cells(row, self.rows[0].bits_per_character) for row in self.rows)]
+        measured = any(row.open_seconds is not None for row in self.rows)
+        return lines if measured else [(*line[:7], line[-1]) for line in lines]
+
+    def _problems(self) -> list[str]:
+        return [f"{row.artifact}: {problem}" for row in self.rows for problem in row.problems]
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of Python, smolite, and every package that makes or runs a file, as far as they are installed."""
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    packages = [*_PACKAGES.split(), "tokenizers", "sentencepiece", "numpy"]
+    ours = {"smolite": smolite.__version__, "python": platform.python_version()}
+    return ours | {name: installed[name] for name in packages if name in installed}
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _cells(row: Row, reference_bits: float | None) -> tuple[str, ...]:
@@ -82,4 +128,12 @@ def _cells(row: Row, reference_bits: float | None) -> tuple[str, ...]:
     if row.bits_per_character and reference_bits and row.bits_per_character != reference_bits:
         bits += f" ({row.bits_per_character / reference_bits - 1:+.2%})"
     differences = ("" if value is None else f"{value:.1e}" for value in (row.logits, row.caches))
-    return (row.artifact, row.runtime, size, *differences, tokens, bits, "pass" if row.passed else "FAIL")
+    peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.1f}"
+    passed = "pass" if row.passed else "FAIL"
+    return (row.artifact, row.runtime, size, *differences, tokens, bits, peak, _first_token(row), passed)
+
+
+def _first_token(row: Row) -> str:
+    if row.open_seconds is None or row.first_token_seconds is None:
+        return ""
+    return f"{row.open_seconds:.2f} + {row.first_token_seconds:.3f} s"

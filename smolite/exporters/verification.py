@@ -1,15 +1,13 @@
 """Proof that every artifact of a run says what its Keras model says, each opened in its real runtime."""
 
 import dataclasses
-import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import sentencepiece
 
 from smolite import checkpoint
 from smolite.dialogues import Conversation, Message, read_conversations
@@ -19,32 +17,23 @@ from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.flatbuffer import structure_problems
 from smolite.exporters.litertlm_engine import LiteRTLMEngine
 from smolite.exporters.llama_cpp_engine import LlamaCppEngine
+from smolite.exporters.manifest import MANIFEST_FILE, manifest_problems
+from smolite.exporters.measurement import measure_file
+from smolite.exporters.private_markers import PrivateTemplate
 from smolite.exporters.reference import Case, compare, work_out_cases
-from smolite.exporters.report import Report, Row
-from smolite.exporters.targets import TARGETS
+from smolite.exporters.report import Report, Row, installed_versions
+from smolite.exporters.targets import AGREEMENT_LIMIT, AGREEMENT_LIMITS, BITS_LIMIT, BITS_LIMITS, TARGETS
 from smolite.exporters.text_check import check_answers, check_scores, check_tokenizer
+from smolite.exporters.texts import SAMPLE, TEXTS, parity_texts
+from smolite.exporters.tokenizer_check import check_client_files_of, check_llama_tokenizer
 from smolite.seq2seq import Seq2SeqLM
 from smolite.seq2seq_engine import Seq2SeqEngine
-from smolite.tokenizer import Tokenizer
 
 # Largest difference of a logit or cache value in float32. Sums in another order differ by about 1e-6 of the largest value, so a
 # fault stands out by far. Two tokens that Keras rates within this limit count as the same.
 FLOAT_LIMIT = 1e-4
-# A quantized file may cost this share more bits per character, and must keep this share of the greedy tokens. Four bits are
-# rounding that shows: the limits of q4_0 tell a coarse file from a broken one.
-BITS_LIMIT, BITS_LIMITS = 0.01, {"model_q4_0.gguf": 0.15}
-AGREEMENT_LIMIT, AGREEMENT_LIMITS = 0.75, {"model_q4_0.gguf": 0.5}
 
-SAMPLE = Path(__file__).parents[1] / "sample" / "heldout.jsonl"
 MOST_DIALOGUES = 20
-TEXTS = (
-    "안녕하세요",
-    "오늘 점심 뭐 먹을까? 김치찌개랑 돈가스 중에 고민이야.",
-    "ㅋㅋㅋ 진짜? ㅠㅠ 12시 30분에 만나자!",
-    "Hello, how are you? 😀 나는 학생이에요.",
-    "<start> 사용자가 친 <sep> 표시 <end>",
-    "첫 줄\n둘째 줄\t끝  ＡＢＣ",
-)
 KERAS_ROW = "Keras model"
 
 
@@ -55,8 +44,12 @@ def verify(
     prompts: Sequence[str | Sequence[int]] | None = None,
     dialogues: str | Path | None = None,
     max_new_tokens: int = 32,
+    measure: bool = False,
 ) -> Report:
-    """Compares every artifact in the export folder of a run with its Keras model, and writes `verify.json` there.
+    """Compares every artifact in the export folder of a run with its Keras model.
+
+    The outcome is written there, as `verify.json` and `verify.md`. Files are compared with `MANIFEST.json`, too, where there is
+    one: that nobody changed them, and that the run has not changed since.
 
     Args:
         run: the run directory.
@@ -66,6 +59,7 @@ def verify(
         dialogues: held-out dialogues for the bits per character of quantized files; the first 20 that fit into the cache are
             used. Default: the bundled ones.
         max_new_tokens: greedy tokens to compare after each prompt.
+        measure: whether to start a process for each artifact that measures its memory and the time to its first token.
 
     Returns:
         The report; `report.passed` says whether all is well.
@@ -94,13 +88,17 @@ def verify(
     if any(map(_is_quantized, engines)):
         _check_quality(rows, engines, loaded, held_out)
     said = [(prompt, case) for prompt, case in zip(prompts, cases, strict=True) if isinstance(prompt, str)]
+    texts = parity_texts(loaded.tokenizer)
     for name, bundle in bundles.items():
+        rows[f"tokenizer in {name}"] = check_tokenizer(name, bundle, loaded, texts)
         _check_bundle(rows, bundle, engines[KERAS_ROW], loaded, said=said, held_out=held_out, name=name)
     for name, engine in artifacts.items():
         if isinstance(engine, LlamaCppEngine):
-            rows[f"tokenizer in {name}"] = _check_llama_tokenizer(engine, name, loaded.tokenizer)
-    for name in filter(lambda name: (folder / name).exists(), (checkpoint.TOKENIZER_FILE, checkpoint.JSON_TOKENIZER_FILE)):
-        rows[name] = _check_tokenizer(folder / name, loaded.tokenizer)
+            rows[f"tokenizer in {name}"] = check_llama_tokenizer(engine, name, loaded.tokenizer, texts)
+    rows |= {row.artifact: row for row in check_client_files_of(folder, loaded, texts)}
+    _compare_with_manifest(rows, folder, loaded.path)
+    if measure:
+        _measure(rows, folder, loaded, opened)
     report = Report(rows=list(rows.values()), conditions=_conditions(ids, max_new_tokens))
     report.save(folder)
     return report
@@ -189,9 +187,8 @@ def _check_bundle(
     said: Sequence[tuple[str, Case]],
     held_out: Sequence[Conversation],
 ) -> None:
-    """Ids, greedy answers and log probabilities of a file whose runtime shows no logits."""
+    """Greedy answers and log probabilities of a file whose runtime shows no logits."""
     row, exact = rows[name], not _is_quantized(name)
-    rows[f"tokenizer in {name}"] = check_tokenizer(name, engine, loaded, _texts())
     check_answers(row, engine, loaded, said, tie=FLOAT_LIMIT, must_agree=exact)
     answer = Message("assistant", TEXTS[0])
     room = engine.context_length - len(loaded.tokenizer.encode(answer.content)) - 1
@@ -240,43 +237,28 @@ def _bits(engine: Engine, conversations: Sequence[Conversation], loaded: checkpo
     return found.evaluation.bits_per_character
 
 
-def _check_tokenizer(path: Path, tokenizer: Tokenizer) -> Row:
-    """Whether the library alone, as a client uses it, gives the ids that the model was trained on."""
-    row = Row(artifact=path.name, runtime="SentencePiece", num_bytes=_size(path))
-    if path.name == checkpoint.TOKENIZER_FILE:
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        row.problems = _other_ids(pieces.encode, tokenizer, _texts())
-        return row
-    import tokenizers
-
-    library, row.runtime = tokenizers.Tokenizer.from_file(str(path)), "tokenizers"
-    library.encode_special_tokens = True
-    row.problems = _other_ids(lambda text: library.encode(text, add_special_tokens=False).ids, tokenizer, _texts())
-    return row
+def _compare_with_manifest(rows: dict[str, Row], folder: Path, run: Path) -> None:
+    if not (folder / MANIFEST_FILE).exists():
+        return
+    for name, problems in manifest_problems(folder, run).items():
+        rows.setdefault(name, Row(artifact=name, runtime="SHA-256")).problems += problems
 
 
-def _check_llama_tokenizer(engine: LlamaCppEngine, name: str, tokenizer: Tokenizer) -> Row:
-    """The same of llama.cpp, on texts in normal form: it leaves out the rules that compose Hangul and narrow full width."""
-    texts = [tokenizer.decode(tokenizer.encode(text)) for text in _texts()]
-    problems = _other_ids(engine.tokenize, tokenizer, texts)
-    return Row(artifact=f"tokenizer in {name}", runtime="llama.cpp", problems=problems)
-
-
-def _texts() -> list[str]:
-    return [*TEXTS, *(message.content for c in read_conversations(SAMPLE).conversations for message in c.messages)]
-
-
-def _other_ids(encode: Callable[[str], list[int]], tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
-    wrong = [text for text in texts if encode(text) != tokenizer.encode(text)]
-    return [f"{len(wrong)} of {len(texts)} texts have other ids, for example {wrong[0]!r}"] if wrong else []
+def _measure(rows: Mapping[str, Row], folder: Path, loaded: checkpoint.Run, opened: Iterable[str]) -> None:
+    """A question in a process for each artifact that opens, as text for a runtime that takes no ids."""
+    question, targets = TEXTS[0], {name: target for target in TARGETS.values() for name in target.file_names.values()}
+    for name in opened:
+        target = targets[name]
+        prompt: str | list[int] = _prompt_ids(question, loaded)
+        if not target.gives_logits and loaded.template:
+            prompt = PrivateTemplate(loaded.template, loaded.tokenizer).render([Message("user", question)])
+        measure_file(rows[name], folder / name, library=target.library, engine=target.engine_of(loaded), prompt=prompt)
 
 
 def _conditions(ids: Sequence[Sequence[int]], max_new_tokens: int) -> dict[str, Any]:
-    packages = "keras tensorflow ai-edge-litert ai-edge-quantizer litert-lm-api cyllama gguf sentencepiece numpy".split()
-    installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
     return {
         "limits": {"float": FLOAT_LIMIT, "bits_per_character": BITS_LIMIT, "greedy_tokens": AGREEMENT_LIMIT},
         "prompt_lengths": [len(prompt) for prompt in ids],
         "max_new_tokens": max_new_tokens,
-        "versions": {package: installed[package] for package in packages if package in installed},
+        "versions": installed_versions(),
     }
