@@ -6,6 +6,7 @@ import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # which compiles nothing, and so is done first
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # what runs for a moment is compiled in two thirds of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch's idle threads would spin
 
 # Files that compute nothing with Keras in this process, or whose long runs and conversions are worth having once; `make test`
@@ -13,9 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch's
 ONE_BACKEND = frozenset(
     "test_app test_app_browser test_app_places test_benchmarks test_chat test_cli test_config test_conversion "
     "test_curves test_dialogues test_docs test_exporters test_files test_house test_hub_memory test_hub_templates "
-    "test_litert_engine test_litertlm test_normalization test_notebook test_options test_packing test_pair_export "
-    "test_private_markers test_readme test_seeds test_sentencepiece_model test_sources test_text_check test_tokenizer "
-    "test_tokenizer_json".split()
+    "test_litert_engine test_litertlm test_manifest test_normalization test_notebook test_options test_packing "
+    "test_pair_export test_phone test_planning test_private_markers test_quality test_quantization test_readme test_seeds "
+    "test_sentencepiece_model test_sources test_text_check test_tokenizer test_tokenizer_json test_web".split()
 )
 
 # Whose slow tests convert, which happens in a process of its own on TensorFlow whatever the backend.
