@@ -60,12 +60,17 @@ def fetch(url, data=None):
         return answer.read().decode()
 
 
+def _hear_interrupts():
+    """A shell lets what it starts in the background ignore interrupts, and so would the server."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def served(command, folder, *, port, path="config", **environment):
     """The address of a server that `command` starts in `folder`, once it gives `path`; it must end at an interrupt."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with open(folder / "log.txt", "w+") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, preexec_fn=_hear_interrupts)
         try:
             address = f"http://127.0.0.1:{port}"
             for _ in range(240):

@@ -152,7 +152,7 @@ def test_stop_ends_an_answer_and_the_next_one_comes(page):
     page.ask("안녕!")
     page.wait(lambda: len(page.reply()) > 3)
     page.click("#stop")
-    time.sleep(0.5)
+    page.wait_until_written()
     stopped, figures = page.reply(), page.value("#figures textarea")
     time.sleep(0.7)
     assert page.reply() == stopped and 3 < len(stopped) < len(HOSTILE) and HOSTILE.startswith(stopped)

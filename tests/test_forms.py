@@ -100,5 +100,5 @@ def test_exported_files_say_what_the_model_says(change, tmp_path):
     for kind in ("tflite", "saved_model"):
         smolite.export(path, format=kind)
         report = json.loads((path / "export" / "verify.json").read_text("utf-8"))
-        keras, file, _ = report["rows"]
+        keras, file, *_ = report["rows"]
         assert report["passed"] and file["logits"] < 1e-4 and file["tokens"] == keras["num_tokens"] > 100
