@@ -64,6 +64,16 @@ def test_what_is_refused(small, tmp_path, monkeypatch):
         LiteRTLMEngine(small[1] / "model.litertlm")
 
 
+def test_a_run_without_a_template_is_refused_before_the_conversion(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporters, "_convert_apart", lambda job: pytest.fail("it was converted"))
+    tokenizer = JsonTokenizer(trained(), roles=ROLES)  # which lacks the markers of the default template
+    run = checkpoint.save(tmp_path / "run", CausalLM(small_config(tokenizer.vocab_size)), tokenizer)
+    assert checkpoint.load(run).template is None
+    with pytest.raises(ValueError, match=r"A \.litertlm file holds a chat template. Received: .* without one. Finetune it"):
+        export(run, format="litertlm")
+    assert not list((run / "export").iterdir())
+
+
 @pytest.mark.slow
 def test_an_encoder_decoder_is_refused(tmp_path):
     config = dataclasses.replace(small_config(330), num_encoder_layers=1)

@@ -47,12 +47,14 @@ class Difference:
         caches: the same for the returned caches; `None` for an engine that does not show them.
         tokens: greedy tokens that are the same.
         num_tokens: greedy tokens compared.
+        scale: how many times as large the logits are, by least squares; those of each place less their mean.
     """
 
     logits: float
     caches: float | None
     tokens: int
     num_tokens: int
+    scale: float
 
 
 def work_out_cases(
@@ -85,7 +87,7 @@ def compare(engine: Engine, cases: Sequence[Case], *, tie: float) -> Difference:
         cases: from `work_out_cases`.
         tie: a greedy token counts as the same where Keras rates both tokens within this difference of logits.
     """
-    logits, caches, same = [0.0], [], []
+    logits, caches, same, products = [0.0], [], [], np.zeros(2)
     for case in cases:
         answers = np.concatenate(list(_feed(engine, case)))
         if isinstance(engine, SavedModelEngine):
@@ -94,11 +96,14 @@ def compare(engine: Engine, cases: Sequence[Case], *, tie: float) -> Difference:
         picked = np.take_along_axis(case.logits, answers.argmax(-1)[:, None], -1)[:, 0]
         same.append(case.logits.max(-1) - picked <= tie)
         logits.append(_largest(answers - case.logits))
+        centred = case.logits - case.logits.mean(-1, keepdims=True)
+        products += [np.sum(answers * centred), np.sum(centred**2)]
         if isinstance(engine, CachedEngine):
             caches.append(_cache_difference(engine, case))
     hits = np.concatenate(same)
     worst = max(caches) if caches else None
-    return Difference(logits=max(logits), caches=worst, tokens=int(hits.sum()), num_tokens=len(hits))
+    scale = float(products[0] / products[1]) if products[1] else 1.0
+    return Difference(logits=max(logits), caches=worst, tokens=int(hits.sum()), num_tokens=len(hits), scale=scale)
 
 
 def _write_greedily(engine: Engine, prompt: Sequence[int], count: int) -> list[int]:

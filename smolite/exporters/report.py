@@ -29,6 +29,7 @@ class Row:
         caches: largest difference of a key or value in the caches that it returned.
         tokens: greedy tokens that are the same as Keras'.
         num_tokens: greedy tokens compared.
+        scale: how many times as large as Keras' its logits are.
         bits_per_character: on the held-out dialogues.
         peak_bytes: the most memory that opening it and writing one token took, in a process of its own.
         open_seconds: time to open it there.
@@ -43,6 +44,7 @@ class Row:
     caches: float | None = None
     tokens: int | None = None
     num_tokens: int | None = None
+    scale: float | None = None
     bits_per_character: float | None = None
     peak_bytes: int | None = None
     open_seconds: float | None = None

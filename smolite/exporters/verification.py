@@ -32,6 +32,8 @@ from smolite.seq2seq_engine import Seq2SeqEngine
 # Largest difference of a logit or cache value in float32. Sums in another order differ by about 1e-6 of the largest value, so a
 # fault stands out by far. Two tokens that Keras rates within this limit count as the same.
 FLOAT_LIMIT = 1e-4
+# Rounding leaves the logits about as large as they were, even where the bits per character of a weak model cannot tell.
+SCALE_LIMITS = (0.5, 2.0)
 
 MOST_DIALOGUES = 20
 KERAS_ROW = "Keras model"
@@ -171,6 +173,9 @@ def _check_numbers(row: Row, engine: Engine, cases: Sequence[Case]) -> None:
     for name, value in (("logit", found.logits), ("cache value", found.caches or 0.0)):
         if not quantized and value > FLOAT_LIMIT:
             row.problems.append(f"a {name} differs by {value:.1e}; at most {FLOAT_LIMIT:.0e} is allowed")
+    least, most = SCALE_LIMITS
+    if quantized and not least <= found.scale <= most:
+        row.problems.append(f"its logits are {found.scale:.2g} times as large; from {least} to {most} is allowed")
     share = AGREEMENT_LIMITS.get(row.artifact, AGREEMENT_LIMIT) if quantized else 1
     least = share * found.num_tokens
     if found.tokens < least:
@@ -257,7 +262,12 @@ def _measure(rows: Mapping[str, Row], folder: Path, loaded: checkpoint.Run, open
 
 def _conditions(ids: Sequence[Sequence[int]], max_new_tokens: int) -> dict[str, Any]:
     return {
-        "limits": {"float": FLOAT_LIMIT, "bits_per_character": BITS_LIMIT, "greedy_tokens": AGREEMENT_LIMIT},
+        "limits": {
+            "float": FLOAT_LIMIT,
+            "bits_per_character": BITS_LIMIT,
+            "greedy_tokens": AGREEMENT_LIMIT,
+            "scale": list(SCALE_LIMITS),
+        },
         "prompt_lengths": [len(prompt) for prompt in ids],
         "max_new_tokens": max_new_tokens,
         "versions": installed_versions(),
