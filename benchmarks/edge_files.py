@@ -106,18 +106,23 @@ def main(job: dict[str, Any], link: Link) -> None:
 
 
 def make_ours(folder: Path, run: Any, job: dict[str, Any]) -> None:
-    """The .tflite and .litertlm files: the float model converted once, the others quantized from it."""
+    """The .tflite and .litertlm files: the float model converted once for each, the others quantized from it."""
     from smolite.exporters import tflite
     from smolite.exporters.litertlm import bundle
     from smolite.exporters.quantization import quantize_tflite
+    from smolite.exporters.signatures import choose_windows
 
     lengths = {"prefill_lengths": job["prefill"], "cache_length": job["cache"]}
-    whole = folder / "smolite_float32.tflite"
-    finish(whole, lambda path: tflite.build(run.model, path, quantize=None, **lengths))
+    windows = choose_windows(run.model.config, cache_length=job["cache"])
+    for kind, looks in (("smolite", windows), ("bundled", ())):
+        whole = folder / f"{kind}_float32.tflite"
+        finish(whole, lambda path, looks=looks: tflite.build(run.model, path, quantize=None, **lengths, windows=looks))
+        for way in job["ways"]:
+            model = folder / f"{kind}_{way}.tflite"
+            finish(model, lambda path, way=way, whole=whole: quantize_tflite(whole, path, way))
     for way in job["ways"]:
-        model = folder / f"smolite_{way}.tflite"
-        finish(model, lambda path, way=way: quantize_tflite(whole, path, way))
-        finish(model.with_suffix(".litertlm"), lambda path, model=model: bundle(run, model, path, cache_length=job["cache"]))
+        model, bundled = folder / f"bundled_{way}.tflite", folder / f"smolite_{way}.litertlm"
+        finish(bundled, lambda path, model=model: bundle(run, model, path, cache_length=job["cache"]))
 
 
 def make_gguf(folder: Path, run: Any, job: dict[str, Any]) -> None:

@@ -1,5 +1,4 @@
 """Chats with a .tflite file from smolite: python chat_tflite.py FOLDER/model.tflite
-
 Beside it: chat.json and tokenizer.model or .json. Needs ai-edge-litert, numpy, and sentencepiece or (.json) tokenizers."""
 
 import argparse
@@ -14,7 +13,7 @@ from ai_edge_litert.compiled_model import CompiledModel
 
 
 class Model:
-    """The signatures of the file by their length, over one set of key/value caches that they update in place."""
+    """The signatures of the file by tokens and slots that they see, over one set of key/value caches, updated in place."""
 
     def __init__(self, path):
         model = self.model = CompiledModel.from_file(path)
@@ -26,18 +25,19 @@ class Model:
         for key, names in model.get_signature_list().items():
             given = {n: caches.get(n) or model.create_input_buffer_by_name(key, n) for n in names["inputs"]}
             taken = {n: caches.get(n) or model.create_output_buffer_by_name(key, n) for n in names["outputs"]}
-            self.signatures[model.get_input_tensor_details(key)["tokens"]["shape"][-1]] = key, given, taken
+            sizes = {name: tensor["shape"][-1] for name, tensor in model.get_input_tensor_details(key).items()}
+            self.signatures[sizes["tokens"], sizes["mask"]] = key, given, taken
 
     def read(self, ids):
         """Adds tokens to the caches and returns the logits after the last, which goes through `decode` alone."""
         while ids:
-            rest, fitting = max(len(ids) - 1, 1), [each for each in self.signatures if each <= self.slots - self.length]
-            width = min((each for each in fitting if each >= rest), default=max(fitting))
-            (key, given, taken), used = self.signatures[width], min(width, rest)
+            rest, fitting = max(len(ids) - 1, 1), sorted(s for s in self.signatures if self.length + s[0] <= s[1])
+            width, slots = next((s for s in fitting if s[0] >= rest), max(fitting, key=lambda s: (s[0], -s[1])))
+            (key, given, taken), used = self.signatures[width, slots], min(width, rest)
             places = np.arange(self.length, self.length + width, dtype="int32")
             given["tokens"].write(np.array(ids[:used] + [0] * (width - used), "int32"))
             given["input_pos"].write(places)
-            given["mask"].write(np.where(np.arange(self.slots) <= places[:, None], 0, -1e9).astype("float32"))
+            given["mask"].write(np.where(np.arange(slots) <= places[:, None], 0, -1e9).astype("float32"))
             self.model.run_by_name(key, given, taken)
             ids, self.length = ids[used:], self.length + used
         return taken["logits"].read(self.model.get_output_tensor_details("decode")["logits"]["shape"][-1], "float32")

@@ -43,6 +43,7 @@ WAYS = ["f16", "int8", "int4_int8", "int4_block32", "int4"]  # as in `exporters.
 ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", "q4_0"]  # as in `verbs.ENGINE_FILES`
 
 
+WINDOWS_HELP = "tflite: slots that short chats are answered from; default: a quarter and half of the cache, from 128 on"
 LIGHT = {"plan": ("smolite.exporters.planning", "print_plan")}  # verbs that need no backend, and where they are
 
 
@@ -189,6 +190,7 @@ def _add_file_verbs(verbs) -> None:
     export.add_argument("--out", help="folder to write to; default: export in the run directory")
     export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
     export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
+    export.add_argument("--windows", type=int, nargs="*", help=WINDOWS_HELP)
     export.add_argument("--overwrite", action="store_true", help="replace existing files")
 
     quality = _verb(verbs, "quality", "measure every way to quantize, and keep the smallest file that is good enough")
@@ -225,6 +227,7 @@ def _add_measuring_verbs(verbs) -> None:
     plan.add_argument("model", help=f"{', '.join(PRESETS)}, a run directory, or a model's name on the hub")
     plan.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length, at most 1,024")
     plan.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once; default: 16 and 128")
+    plan.add_argument("--windows", type=int, nargs="*", help=WINDOWS_HELP)
     plan.add_argument("--bandwidth", type=float, default=26, help="of the memory in GB/s, for the most tokens a second")
 
     verify = _verb(verbs, "verify", "compare exported files with the Keras model, each in its own runtime")

@@ -153,7 +153,8 @@ class LightweightAttn(keras.layers.Layer):
         Args:
             hidden: (B, T, D).
             rotary: cosines and sines of the new tokens, from `RotaryEmbedding`; None where positions are learned.
-            mask: additive, (B or 1, 1, G·T, S), from `CausalMask` or `repeat_for_groups`.
+            mask: additive, (B or 1, 1, G·T, S), from `CausalMask` or `repeat_for_groups`. One over fewer slots than the cache
+                has looks at the first ones only.
             cache: keys (B, K, S, H) and values (B, K, H, S) of all slots.
             slot: scalar int, where in the cache the new keys and values go. It must hold that slot + T <= S.
 
@@ -185,7 +186,9 @@ class LightweightAttn(keras.layers.Layer):
 
 def attend(query, keys, values, mask, drop=lambda weights: weights):
     """Scaled (B, T, Q, H) queries over (B, K, S, H) keys and (B, K, H, S) values → (B, T, Q·H); the mask as in the layer."""
-    (_, length, num_query_heads, width), kv = query.shape, keys.shape[1]
+    (_, length, num_query_heads, width), kv, window = query.shape, keys.shape[1], mask.shape[-1]
+    if window and keys.shape[2] and window < keys.shape[2]:
+        keys, values = keys[:, :, :window], values[..., :window]
     length, groups = ops.shape(query)[1] if length is None else length, num_query_heads // kv
     query = ops.reshape(query, (-1, length, kv, groups, width))
     query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, kv, groups * length, width))

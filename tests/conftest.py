@@ -17,7 +17,7 @@ ONE_BACKEND = frozenset(
     "test_hub_templates test_interrupted test_litert_engine test_litertlm test_manifest test_normalization "
     "test_notebook test_options test_packing test_pair_export test_phone test_planning test_private_markers "
     "test_quality test_quantization test_readme test_seeds test_sentencepiece_model test_sources test_text_check "
-    "test_texts test_tokenizer test_tokenizer_json test_web".split()
+    "test_texts test_tokenizer test_tokenizer_json test_web test_windows".split()
 )
 
 # Whose slow tests convert, which happens in a process of its own on TensorFlow whatever the backend.

@@ -97,3 +97,8 @@ def run_apart(code: str, *arguments, **environment) -> str:
 def keras_logits(model: CausalLM, ids: list[int]) -> np.ndarray:
     """(T, V) logits of the plain forward without a cache."""
     return keras.ops.convert_to_numpy(model({"tokens": np.array([ids])}))[0]
+
+
+def follow(engine, ids, split):
+    """Logits after every id from `split` on, the first `split` ids read as a prompt."""
+    return np.concatenate([engine.start([ids[:split]]), *(engine.step([index]) for index in ids[split:])])

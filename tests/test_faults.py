@@ -104,10 +104,10 @@ def see_everything(model):
             each.inputs = np.where(np.array(each.inputs) == mask, zeros, each.inputs).astype("int32")
 
 
-def write_to_the_first_slot(model):
-    """Every key and value of `decode` goes to slot 0."""
+def write_to_the_first_slot(model, key="decode"):
+    """Every key and value of a signature goes to slot 0."""
     names = [operator_name(code) for code in model.operatorCodes]
-    decode = next(each for each in model.signatureDefs if each.signatureKey == b"decode")
+    decode = next(each for each in model.signatureDefs if each.signatureKey.decode() == key)
     graph = model.subgraphs[decode.subgraphIndex]
     first = add_constant(model, graph, np.zeros(4, "int32"))
     for each in graph.operators:

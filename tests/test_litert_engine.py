@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import stories
 from ai_edge_litert.interpreter import Interpreter
-from exported import LAYERS, PREFILL, SLOTS, exported_run, keras_logits, run_apart
+from exported import LAYERS, PREFILL, SLOTS, exported_run, follow, keras_logits, run_apart
 
 from smolite import checkpoint
 from smolite.exporters.cached_engine import plan_prefill
@@ -36,11 +36,6 @@ def engine(run):
 @pytest.fixture(scope="module")
 def text(model):
     return np.random.default_rng(0).integers(model.config.vocab_size, size=SLOTS).tolist()
-
-
-def follow(engine, ids, split):
-    """Logits after every id from `split` on, the first `split` ids read as a prompt."""
-    return np.concatenate([engine.start([ids[:split]]), *(engine.step([index]) for index in ids[split:])])
 
 
 def test_the_engine_knows_the_sizes_of_the_file(engine, model):

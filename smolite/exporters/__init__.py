@@ -12,7 +12,7 @@ from smolite.config import ModelConfig
 from smolite.exporters.placement import move_files, staging_folder
 from smolite.exporters.processes import last_words, start
 from smolite.exporters.quantization import check_way
-from smolite.exporters.signatures import choose_lengths
+from smolite.exporters.signatures import choose_lengths, choose_windows
 from smolite.exporters.targets import TARGETS, Target
 from smolite.hub import resolve_model
 
@@ -27,6 +27,7 @@ def export(
     quantize: str | None = None,
     prefill_lengths: Sequence[int] | None = None,
     cache_length: int | None = None,
+    windows: Sequence[int] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a run as a file for another runtime, with what a chat client needs beside it, and verifies it.
@@ -45,6 +46,8 @@ def export(
         prefill_lengths: how many tokens of a prompt are read at once; several are possible. Default: 16 and 128. GGUF has no
             fixed lengths.
         cache_length: how many tokens a chat can hold. Default: the context length, at most 1,024. Not for GGUF.
+        windows: slots of the cache that a chat is answered from as long as it fits there, which is quicker; for TFLite alone.
+            Default: a quarter and half of the cache, where that is 128 or more.
         overwrite: whether an existing file may be replaced.
 
     Returns:
@@ -65,18 +68,21 @@ def export(
         check_way(quantize, config)
     if not target.on_tensorflow and (prefill_lengths or cache_length):
         raise ValueError(f"{format} has no fixed lengths. Received: `prefill_lengths` or `cache_length`. Leave them out.")
+    if windows and not target.windowed:
+        raise ValueError(f"{format} has no windows. Received: `windows` {tuple(windows)}. Leave them out.")
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
+    looks = {"windows": choose_windows(config, cache_length=slots, windows=windows)} if target.windowed else {}
     beside = run if run == Path(given).expanduser() else Path(Path(given).name)
     folder = beside / "export" if out is None else Path(out)
     _check_place(folder, name, overwrite=overwrite)
     making: dict[str, Any] = {"format": format, "quantize": quantize, "prefill_lengths": None, "cache_length": None}
     if target.on_tensorflow:
-        making |= {"prefill_lengths": lengths, "cache_length": slots}
+        making |= {"prefill_lengths": lengths, "cache_length": slots, **looks}
     with staging_folder(folder) as staging:
         _prepare(target, run, staging, folder, overwrite=overwrite)
         if target.on_tensorflow:
             job = {"quantize": quantize, "prefill_lengths": lengths, "cache_length": slots, "complete": target.complete}
-            _convert_apart({**job, "module": target.module, "run": str(run), "path": str(staging / name)})
+            _convert_apart({**job, **looks, "module": target.module, "run": str(run), "path": str(staging / name)})
         else:
             _convert(target.module, run, staging / name, quantize=quantize)
         _finish(run, staging, folder, name=name, making=making)

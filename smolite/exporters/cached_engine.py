@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from smolite.engines import check_free_slot, check_one_prompt
-from smolite.exporters.signatures import DECODE, prefill_name
+from smolite.exporters.signatures import DECODE, prefill_name, windowed_name
 from smolite.layers import MASKED_SCORE
 
 # What a call costs beyond its tokens, counted in tokens: reading the weights once (measured at 5 and 20 M parameters).
@@ -39,12 +39,14 @@ class CachedEngine(ABC):
         prefill_lengths: lengths that have a prefill signature.
         context_length: slots of the cache.
         vocab_size: width of the logits.
+        windows: slots that further signatures look at, ascending; the least that holds all tokens is used.
     """
 
     batch_size = 1
 
-    def __init__(self, *, prefill_lengths: Sequence[int], context_length: int, vocab_size: int):
+    def __init__(self, *, prefill_lengths: Sequence[int], context_length: int, vocab_size: int, windows: Sequence[int] = ()):
         self.prefill_lengths = tuple(prefill_lengths)
+        self.windows = tuple(windows)
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.length = 0  # slots in use
@@ -92,10 +94,12 @@ class CachedEngine(ABC):
         padded = np.zeros((1, length), "int32")
         padded[0, : len(tokens)] = tokens
         positions = np.arange(self.length, self.length + length, dtype="int32")
-        visible = np.arange(self.context_length) <= positions[:, None]
+        name = DECODE if length == 1 else prefill_name(length)
+        window = next((window for window in self.windows if window > positions[-1]), None)
+        visible = np.arange(window or self.context_length) <= positions[:, None]
         mask = np.where(visible, 0.0, MASKED_SCORE).astype("float32")[None, None]
         self.length += len(tokens)
-        return self._run(DECODE if length == 1 else prefill_name(length), padded, positions, mask)
+        return self._run(windowed_name(name, window) if window else name, padded, positions, mask)
 
     @abstractmethod
     def _run(self, name: str, tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> np.ndarray:

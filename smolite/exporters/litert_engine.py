@@ -11,7 +11,7 @@ from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.flatbuffer import open_flatbuffer
 from smolite.exporters.native_log import drop_native_log_at_exit, native_log_dropped
 from smolite.exporters.pair_signatures import ENCODE
-from smolite.exporters.signatures import DECODE, prefill_lengths_of
+from smolite.exporters.signatures import DECODE, prefill_lengths_of, windows_of
 
 # XNNPACK packs the weights of every signature for itself, unless it has a weight cache. This name means one in memory, which
 # needs Linux; it also saves packing them more than once.
@@ -19,7 +19,7 @@ _SHARED_WEIGHTS = ":memory" if sys.platform == "linux" else ""
 
 
 class TFLiteEngine(CachedEngine):
-    """Runs the `prefill_<T>` and `decode` signatures of a .tflite file, one sequence at a time.
+    """Runs the signatures of a .tflite file, one sequence at a time; those of the least window that holds its tokens.
 
     Follows the `Engine` protocol. The buffers of the caches are made once and bound as input and output of every signature, so
     a step copies nothing but its token, mask and logits.
@@ -48,6 +48,7 @@ class TFLiteEngine(CachedEngine):
             prefill_lengths=prefill_lengths_of(list(signatures)),
             context_length=inputs["mask"]["shape"][-1],
             vocab_size=model.get_output_tensor_details(DECODE)["logits"]["shape"][-1],
+            windows=windows_of(list(signatures)),
         )
         with native_log_dropped():
             self._native = {"model": model, **bind_buffers(model, signatures, self._cache_shapes)}

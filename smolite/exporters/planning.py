@@ -9,7 +9,7 @@ from typing import Any
 
 from smolite.config import PRESETS, ModelConfig
 from smolite.exporters.quantization import WAYS, Way, check_way
-from smolite.exporters.signatures import cache_shapes, choose_lengths
+from smolite.exporters.signatures import cache_shapes, choose_lengths, choose_windows, signature_shapes
 from smolite.exporters.sizes import (
     BLOCK,
     TokenizerSize,
@@ -83,7 +83,11 @@ class Plan:
 
 
 def plan(
-    model: str | Path | ModelConfig, *, cache_length: int | None = None, prefill_lengths: Sequence[int] | None = None
+    model: str | Path | ModelConfig,
+    *,
+    cache_length: int | None = None,
+    prefill_lengths: Sequence[int] | None = None,
+    windows: Sequence[int] | None = None,
 ) -> Plan:
     """Sizes, memory and limits of every file that could be exported, from the shape of the model alone.
 
@@ -91,6 +95,7 @@ def plan(
         model: a config, the name of a preset, a run directory or Hugging Face folder, or a model's name on the hub.
         cache_length: as for `export`.
         prefill_lengths: as for `export`.
+        windows: as for `export`, of .tflite files.
 
     Returns:
         The plan.
@@ -101,9 +106,10 @@ def plan(
     """
     config, tokenizer = _read(model)
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
+    looks = choose_windows(config, cache_length=slots, windows=windows)
     shown = sorted({*(length for length in CACHE_LENGTHS if length <= config.context_length), slots})
     files = [
-        _planned(config, format, way, lengths, slots, tokenizer or TokenizerSize())
+        _planned(config, format, way, tokenizer or TokenizerSize(), lengths=lengths, slots=slots, windows=looks)
         for format, target in TARGETS.items()
         if format != "saved_model"
         for way in target.file_names
@@ -187,7 +193,14 @@ def _read(model: str | Path | ModelConfig) -> tuple[ModelConfig, TokenizerSize |
 
 
 def _planned(
-    config: ModelConfig, format: str, way: str | None, lengths: Sequence[int], slots: int, tokenizer: TokenizerSize
+    config: ModelConfig,
+    format: str,
+    way: str | None,
+    tokenizer: TokenizerSize,
+    *,
+    lengths: Sequence[int],
+    slots: int,
+    windows: Sequence[int],
 ) -> PlannedFile:
     name = TARGETS[format].file_names[way]
     try:
@@ -197,7 +210,9 @@ def _planned(
     if format == "gguf":
         size = gguf_bytes(config, way, tokenizer)
         return PlannedFile(format=format, quantize=way, name=name, num_bytes=size, read_bytes=gguf_weights(config, way))
-    size = tflite_bytes(config, _way(way), num_signatures=1 + len(lengths))
+    looks = windows if TARGETS[format].windowed else ()
+    signatures = signature_shapes(prefill_lengths=lengths, cache_length=slots, windows=looks)
+    size = tflite_bytes(config, _way(way), num_signatures=len(signatures))
     memory = runtime_memory(config, way, prefill_lengths=lengths, cache_length=slots)
     return PlannedFile(
         format=format,
@@ -220,9 +235,9 @@ def _check(config: ModelConfig, format: str, way: str | None) -> None:
         check_way(way, config)
 
 
-def print_plan(*, model: str, cache_length: int | None, prefill_lengths: Sequence[int] | None, bandwidth: float) -> None:
+def print_plan(*, model: str, bandwidth: float, **settings: Any) -> None:
     """Prints the tables of a plan; see `plan`."""
-    print(show_plan(plan(model, cache_length=cache_length, prefill_lengths=prefill_lengths), bandwidth=bandwidth))
+    print(show_plan(plan(model, **settings), bandwidth=bandwidth))
 
 
 def show_plan(planned: Plan, *, bandwidth: float) -> str:

@@ -18,7 +18,14 @@ from smolite.exporters.signatures import (
 from smolite.seq2seq import LanguageModel, Seq2SeqLM
 
 
-def build_saved_model(model: LanguageModel, path: str | Path, *, prefill_lengths: Sequence[int], cache_length: int) -> None:
+def build_saved_model(
+    model: LanguageModel,
+    path: str | Path,
+    *,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    windows: Sequence[int] = (),
+) -> None:
     """Writes a TensorFlow SavedModel with the endpoints `forward` (also `serving_default`), `prefill_<T>` and `decode`.
 
     An encoder-decoder has `encode` in place of `prefill_<T>`, for sources of the one length T.
@@ -28,6 +35,7 @@ def build_saved_model(model: LanguageModel, path: str | Path, *, prefill_lengths
         path: the folder to write.
         prefill_lengths: the lengths T.
         cache_length: S, the slots of the cache.
+        windows: slots that further signatures look at, W; see `signatures`.
 
     Raises:
         ValueError: the model is on another backend or computes in another type.
@@ -44,7 +52,7 @@ def build_saved_model(model: LanguageModel, path: str | Path, *, prefill_lengths
         signatures = pair_signatures(model, source_length=prefill_lengths[0], cache_length=cache_length)
         signatures[FORWARD] = pair_forward(model)
     else:
-        signatures = edge_signatures(model, prefill_lengths=prefill_lengths, cache_length=cache_length)
+        signatures = edge_signatures(model, prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows)
         signatures[FORWARD] = forward_signature(model)
     module = tf.Module()
     module.model_variables = [weight.value for weight in model.weights]

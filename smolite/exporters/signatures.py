@@ -4,6 +4,9 @@
 * Inputs: `tokens` int32 (1, T); `input_pos` int32 (T,); `mask` float32 (1, 1, T, S), added to the attention scores;
   `kv_cache_k_<i>` float32 (1, K, S, H) and `kv_cache_v_<i>` float32 (1, K, H, S) for every layer i.
 * Outputs: the caches under the same names; `decode` also `logits` float32 (1, 1, V).
+* `decode_in_<W>` and `prefill_<T>_in_<W>`: the same over the same caches, but they look at the first W slots only, as far as
+  their `mask` (1, 1, T, W) goes. Attention costs as many slots as it looks at, written or not, so a short chat is quicker
+  there. LiteRT-LM does not know them; only a .tflite file has them.
 * `forward`: `tokens` int32 (B, T) → `logits` float32 (B, T, V), without a cache. Only in a SavedModel.
 
 The new keys and values go to the slots `input_pos[0]`, `input_pos[0]` + 1, …; all T of them must lie inside the cache, because
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 DECODE = "decode"
 FORWARD = "forward"
 _PREFILL = "prefill_"
+_WINDOW = "_in_"
+_LEAST_WINDOW = 128  # below, attention is a small part of a step
 
 
 def prefill_name(length: int) -> str:
@@ -31,7 +36,19 @@ def prefill_name(length: int) -> str:
 
 def prefill_lengths_of(names: Sequence[str]) -> tuple[int, ...]:
     """The lengths among signature names, ascending: `["decode", "prefill_128", "prefill_16"]` → `(16, 128)`."""
-    return tuple(sorted(int(name.removeprefix(_PREFILL)) for name in names if name.startswith(_PREFILL)))
+    whole = [name for name in names if _WINDOW not in name]
+    return tuple(sorted(int(name.removeprefix(_PREFILL)) for name in whole if name.startswith(_PREFILL)))
+
+
+def windowed_name(name: str, window: int) -> str:
+    """The signature that looks at the first slots only: `("prefill_16", 128)` → `"prefill_16_in_128"`."""
+    return f"{name}{_WINDOW}{window}"
+
+
+def windows_of(names: Sequence[str]) -> tuple[int, ...]:
+    """The windows among signature names, ascending: `["decode", "decode_in_256", "decode_in_128"]` → `(128, 256)`."""
+    prefix = f"{DECODE}{_WINDOW}"
+    return tuple(sorted(int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)))
 
 
 def cache_name(kind: str, layer: int) -> str:
@@ -80,13 +97,55 @@ def choose_lengths(
     return lengths, slots
 
 
-def edge_signatures(model: "CausalLM", *, prefill_lengths: Sequence[int], cache_length: int) -> dict[str, Any]:
+def choose_windows(config: ModelConfig, *, cache_length: int, windows: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The windows to export, checked. Default: a quarter and half of the cache, where that is 128 slots or more.
+
+    With a cache of 1,024: `(256, 512)`; of 256: `(128,)`; of 160: `()`. An encoder-decoder has none.
+
+    Raises:
+        ValueError: a window that is not possible for this cache.
+    """
+    default = [part for part in (cache_length // 4, cache_length // 2) if part >= _LEAST_WINDOW]
+    chosen = tuple(sorted(set(default if windows is None else windows)))
+    if config.num_encoder_layers:
+        if windows:
+            raise ValueError(f"An encoder-decoder has no windows. Received: `windows` {chosen}. Leave them out.")
+        return ()
+    if not all(2 <= window < cache_length for window in chosen):
+        raise ValueError(
+            f"`windows` must be numbers from 2 to less than the cache length, {cache_length}. Received: {chosen}. "
+            f"The default here is {tuple(default)}."
+        )
+    return chosen
+
+
+def edge_signatures(
+    model: "CausalLM", *, prefill_lengths: Sequence[int], cache_length: int, windows: Sequence[int] = ()
+) -> dict[str, Any]:
     """The concrete functions `prefill_<T>` and `decode` by name, for a model on the TensorFlow backend."""
-    lengths = {prefill_name(length): length for length in prefill_lengths} | {DECODE: 1}
+    shapes = signature_shapes(prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows)
     return {
-        name: _cached_function(model, name).get_concrete_function(**decode_specs(model.config, length, cache_length))
-        for name, length in lengths.items()
+        name: _cached_function(model, name).get_concrete_function(
+            **decode_specs(model.config, length, cache_length, window=window)
+        )
+        for name, (length, window) in shapes.items()
     }
+
+
+def signature_shapes(
+    *, prefill_lengths: Sequence[int], cache_length: int, windows: Sequence[int] = ()
+) -> dict[str, tuple[int, int]]:
+    """Name → tokens and slots it looks at. No window is narrower than the tokens that a signature takes.
+
+    With lengths `(16,)`, a cache of 32 and a window of 8:
+    `{"prefill_16": (16, 32), "decode": (1, 32), "decode_in_8": (1, 8)}`.
+    """
+    lengths = {prefill_name(length): length for length in prefill_lengths} | {DECODE: 1}
+    shapes = {name: (length, cache_length) for name, length in lengths.items()}
+    for window in windows:
+        fitting = {name: length for name, length in lengths.items() if length <= window}
+        shapes |= {windowed_name(name, window): (length, window) for name, length in fitting.items()}
+    return shapes
 
 
 def forward_signature(model: "CausalLM") -> Any:
@@ -99,14 +158,14 @@ def forward_signature(model: "CausalLM") -> Any:
     return tf.function(forward, autograph=False).get_concrete_function(tokens=tf.TensorSpec((None, None), tf.int32, "tokens"))
 
 
-def decode_specs(config: ModelConfig, length: int, slots: int) -> dict[str, Any]:
-    """The inputs of a signature of `length` tokens over `slots` slots."""
+def decode_specs(config: ModelConfig, length: int, slots: int, *, window: int | None = None) -> dict[str, Any]:
+    """The inputs of a signature of `length` tokens over `slots` slots, of which it looks at the first `window`."""
     import tensorflow as tf
 
     specs = {
         "tokens": tf.TensorSpec((1, length), tf.int32, "tokens"),
         "input_pos": tf.TensorSpec((length,), tf.int32, "input_pos"),
-        "mask": tf.TensorSpec((1, 1, length, slots), tf.float32, "mask"),
+        "mask": tf.TensorSpec((1, 1, length, window or slots), tf.float32, "mask"),
     }
     caches = {name: tf.TensorSpec(shape, tf.float32, name) for name, shape in cache_shapes(config, slots).items()}
     return specs | caches
@@ -123,7 +182,7 @@ def _cached_function(model: "CausalLM", name: str) -> Any:
         positions = tf.expand_dims(input_pos, 0)
         hidden, cache = model.cached_body(hidden, cache, slot=input_pos[0], mask=mask, positions=positions)
         outputs = {cache_name(kind, i): cache[i]["kv".index(kind)] for i in layers for kind in "kv"}
-        return {**outputs, "logits": exact_head(model, hidden)} if name == DECODE else outputs
+        return {**outputs, "logits": exact_head(model, hidden)} if name.startswith(DECODE) else outputs
 
     run.__name__ = name
     return tf.function(run, autograph=False)

@@ -95,7 +95,7 @@ def tflite_bytes(config: ModelConfig, way: Way | None, *, num_signatures: int) -
     Args:
         config: the shape.
         way: how the weights are written; `None` for float32.
-        num_signatures: `decode` and one for each prefill length.
+        num_signatures: `decode` and one for each prefill length, and those again for windows that they fit into.
     """
     return tflite_weights(config, way) + _graph_bytes(config, way, num_signatures)
 

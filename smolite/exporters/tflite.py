@@ -4,10 +4,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from smolite.exporters.pair_signatures import ENCODE
 from smolite.exporters.quantization import quantize_tflite
 from smolite.exporters.saved_model import build_saved_model
-from smolite.exporters.signatures import DECODE, prefill_lengths_of, prefill_name
+from smolite.exporters.signatures import DECODE, FORWARD
 from smolite.seq2seq import LanguageModel
 
 
@@ -20,19 +19,27 @@ def build_tflite(saved_model: str | Path, path: str | Path) -> None:
     """
     import tensorflow as tf
 
-    names = tf.saved_model.load(str(saved_model)).signatures
-    keys = [*map(prefill_name, prefill_lengths_of(list(names))), *({ENCODE} & set(names)), DECODE]
+    names = set(tf.saved_model.load(str(saved_model)).signatures) - {FORWARD, "serving_default"}
+    keys = sorted(names, key=lambda name: (name.startswith(DECODE), name))
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=keys)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     Path(path).write_bytes(converter.convert())
 
 
-def build(model: LanguageModel, path: Path, *, quantize: str | None, prefill_lengths: Sequence[int], cache_length: int) -> None:
+def build(
+    model: LanguageModel,
+    path: Path,
+    *,
+    quantize: str | None,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    windows: Sequence[int] = (),
+) -> None:
     """Writes a .tflite file, quantized if `quantize` names a recipe, and says on standard output how far it is."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".steps-") as steps:
         saved_model, float_path = Path(steps, "saved_model"), Path(steps, path.name) if quantize else path
         print(f"{path.name}: tracing prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
-        build_saved_model(model, saved_model, prefill_lengths=prefill_lengths, cache_length=cache_length)
+        build_saved_model(model, saved_model, prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows)
         print(f"{path.name}: converting", flush=True)
         build_tflite(saved_model, float_path)
         if quantize:

@@ -144,9 +144,9 @@ def _size(path: Path) -> int:
 
 
 def _default_prompts(loaded: checkpoint.Run, artifacts: Mapping[str, Engine], slots: int) -> list[str | list[int]]:
-    """The texts, and ids of lengths around every prefill length and near the end of the cache."""
+    """The texts, and ids of lengths around every prefill length and window and near the end of the cache."""
     cached = [engine for engine in artifacts.values() if isinstance(engine, CachedEngine)]
-    chunks = {length for engine in cached for length in engine.prefill_lengths}
+    chunks = {length for engine in cached for length in (*engine.prefill_lengths, *engine.windows)}
     lengths = {1, 2, *chunks, *(chunk + 1 for chunk in chunks), slots - 2}
     random = np.random.default_rng(0)
     ids = [random.integers(loaded.model.config.vocab_size, size=n).tolist() for n in sorted(lengths) if 1 <= n <= slots]

@@ -1,0 +1,134 @@
+"""Signatures that look at the first slots of the cache only, and who uses which. Referee: the uncached Keras model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from exported import LAYERS, PREFILL, SLOTS, exported_run, follow, keras_logits, run_apart
+from test_exporters import chat
+from test_faults import edit, write_to_the_first_slot
+
+from smolite import checkpoint
+from smolite.config import PRESETS
+from smolite.exporters import export
+from smolite.exporters.client_files import write_client_files
+from smolite.exporters.flatbuffer import operator_counts, structure_problems
+from smolite.exporters.litert_engine import TFLiteEngine
+from smolite.exporters.planning import plan
+from smolite.exporters.signatures import choose_windows, signature_shapes, windowed_name, windows_of
+from smolite.exporters.verification import verify
+
+CONFIG = PRESETS["smolite-small"]
+PAIRS = dataclasses.replace(CONFIG, num_encoder_layers=1)
+WINDOWS = 8, 20
+CONVERT = """
+import sys
+from pathlib import Path
+from smolite import checkpoint
+from smolite.exporters import tflite
+
+run, path = map(Path, sys.argv[1:])
+lengths = {"prefill_lengths": (4, 16), "cache_length": 48, "windows": (8, 20)}
+tflite.build(checkpoint.load_model(run), path, quantize=None, **lengths)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return checkpoint.load(exported_run(tmp_path_factory))
+
+
+@pytest.fixture(scope="module")
+def file(run, tmp_path_factory):
+    """A windowed .tflite file, with what a client needs beside it."""
+    folder = tmp_path_factory.getbasetemp() / "windowed"
+    if not folder.exists():
+        folder.mkdir()
+        run_apart(CONVERT, run.path, folder / "model.tflite", KERAS_BACKEND="tensorflow")
+        write_client_files(folder, tokenizer=run.tokenizer, template=run.template)
+    return folder / "model.tflite"
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return np.random.default_rng(1).integers(run.model.config.vocab_size, size=SLOTS).tolist()
+
+
+@pytest.mark.parametrize("split", [1, 5, 8, 9, 18, 21, SLOTS])
+def test_any_split_gives_the_logits_of_the_uncached_model(run, file, text, split):
+    np.testing.assert_allclose(follow(TFLiteEngine(file), text, split), keras_logits(run.model, text)[split - 1 :], atol=1e-4)
+
+
+def test_the_least_window_that_holds_the_tokens_is_looked_at(file, text):
+    calls = []
+
+    class Listening(TFLiteEngine):
+        def _run(self, name, tokens, positions, mask):
+            calls.append((name, mask.shape))
+            return super()._run(name, tokens, positions, mask)
+
+    follow(Listening(file), text, 6)
+    few, more, all_of_them = (1, 1, 1, 8), (1, 1, 1, 20), (1, 1, 1, SLOTS)
+    assert calls[:2] == [("prefill_16_in_20", (1, 1, 16, 20)), ("decode_in_8", few)]
+    assert calls[2:] == [("decode_in_8", few)] * 2 + [("decode_in_20", more)] * 12 + [("decode", all_of_them)] * (SLOTS - 20)
+
+
+def test_a_window_reads_nothing_behind_it(file, text):
+    """What a longer text left in the slots behind the window does not change a bit."""
+    engine = TFLiteEngine(file)
+    expected = follow(engine, text[:20], 3)
+    engine.start([text])
+    np.testing.assert_array_equal(follow(engine, text[:20], 3), expected)
+
+
+def test_the_file_has_the_signatures_of_each_window_over_one_table(run, file):
+    counts = operator_counts(file)
+    shapes = signature_shapes(prefill_lengths=PREFILL, cache_length=SLOTS, windows=WINDOWS)
+    assert set(counts) == set(shapes) and "prefill_16_in_8" not in shapes and structure_problems(file, run.model.config) == []
+    slices = counts["decode_in_8"] - counts["decode"]
+    assert counts["decode"] <= counts["decode_in_8"] and slices.total() == 2 * LAYERS
+    planned = plan(run.path, prefill_lengths=PREFILL, cache_length=SLOTS, windows=WINDOWS)
+    assert planned.file("model.tflite").num_bytes == pytest.approx(file.stat().st_size, rel=0.03)
+    assert planned.file("model.litertlm") == plan(run.path, prefill_lengths=PREFILL, cache_length=SLOTS).file("model.litertlm")
+
+
+def test_the_client_uses_windows(run, file):
+    """It says what it says with the file that has none."""
+    settings = "--max-new-tokens", 6, "--prompt", "안녕하세요", "<end> 뭐 먹을까?"
+    assert chat(file, *settings) == chat(run.path / "export" / "model.tflite", *settings)
+
+
+def test_verify_tries_every_window(run, file, tmp_path):
+    assert verify(run.path, out=file.parent).passed
+    for name in ("model.tflite", "tokenizer.model", "chat.json"):
+        (tmp_path / name).write_bytes(file.with_name(name).read_bytes())
+    for key in ("decode_in_8", "decode_in_20"):
+        edit(file, tmp_path / "model.tflite", lambda model, key=key: write_to_the_first_slot(model, key))
+        report = verify(run.path, out=tmp_path)
+        assert any("a cache value differs by" in problem for row in report.rows for problem in row.problems)
+
+
+def test_the_default_windows_are_a_quarter_and_half_of_a_long_cache():
+    defaults = {1280: (320, 640), 1024: (256, 512), 512: (128, 256), 256: (128,), 160: ()}
+    assert {length: choose_windows(CONFIG, cache_length=length) for length in defaults} == defaults
+    assert choose_windows(CONFIG, cache_length=64, windows=[32, 8, 8]) == (8, 32)
+    assert choose_windows(CONFIG, cache_length=1024, windows=[]) == () == choose_windows(PAIRS, cache_length=1024)
+
+
+def test_no_window_is_narrower_than_what_a_signature_reads():
+    shapes = signature_shapes(prefill_lengths=(16,), cache_length=32, windows=(8,))
+    assert shapes == {"prefill_16": (16, 32), "decode": (1, 32), "decode_in_8": (1, 8)}
+    assert windows_of([windowed_name("decode", 256), "decode", "decode_in_128", "prefill_16_in_64"]) == (128, 256)
+
+
+@pytest.mark.parametrize("windows", [[1], [64], [8, 65]])
+def test_impossible_windows_are_refused(windows):
+    with pytest.raises(ValueError, match=r"`windows` must be numbers from 2 to less than the cache length, 64. Received: "):
+        choose_windows(CONFIG, cache_length=64, windows=windows)
+
+
+def test_windows_are_refused_where_nothing_uses_them(run):
+    with pytest.raises(ValueError, match="An encoder-decoder has no windows. Received: `windows` "):
+        choose_windows(PAIRS, cache_length=64, windows=[8])
+    with pytest.raises(ValueError, match="litertlm has no windows. Received: `windows`"):
+        export(run.path, format="litertlm", windows=[8])
