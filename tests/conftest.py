@@ -1,12 +1,17 @@
 """What every test run shares: the backend when none is chosen, quiet logs, and what runs on every backend."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # which compiles nothing, and so is done first
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # what runs for a moment is compiled in two thirds of the time
+# What JAX has compiled is kept beside the cache of pytest: for the other process, for tests of like shapes, for the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch's idle threads would spin
 
 # Files that compute nothing with Keras in this process, or whose long runs and conversions are worth having once; `make test`
