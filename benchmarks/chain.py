@@ -3,13 +3,15 @@
     python benchmarks/chain.py --backend jax
 
 Makes the folder in bfloat16 in shards, loads it (peak memory over what was held before, as a multiple of its float32
-weights), compares logits with transformers, chats, exports to TFLite int8 and GGUF with their checks, and saves a folder
-that transformers reads. The tokenizer is byte-level, trained on the spot; ids above its own have no text. Slow: minutes.
+weights), compares logits with transformers, chats, exports to TFLite int8, LiteRT-LM and GGUF with their checks, and saves
+a folder that transformers reads. Slow: minutes. The tokenizer is byte-level, trained on the spot; ids above its own have no
+text, so that LiteRT-LM, which gives texts, is compared on few tokens. `--tokenizer` takes the tokenizer.json of SmolLM2.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+FILES = {"tflite": ["int8"], "litertlm": [None, "int8", "int4"], "gguf": [None, "q8_0"]}
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -53,16 +56,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=BACKENDS, default="jax", help="of the Keras model")
     parser.add_argument("--layers", type=int, default=30, help="fewer for a quick look")
+    parser.add_argument("--formats", nargs="*", choices=FILES, default=list(FILES), help="to export to")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json with the markers of ChatML")
     parser.add_argument("--out", type=Path, help="a file to write the table to as well")
     options = parser.parse_args()
     os.environ["KERAS_BACKEND"] = options.backend
     heading = f"SmolLM2-135M with random weights, {options.layers} layers, Keras on {options.backend}. {conditions()}."
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(steps(Path(folder), options.layers))
+        rows = list(steps(Path(folder), options))
     publish("\n\n".join([heading, markdown(["step", "seconds", "figures"], rows, texts=3)]), options.out)
 
 
-def steps(folder: Path, layers: int):
+def steps(folder: Path, options: argparse.Namespace):
     """A row after each step: its name, how long it took, what came out."""
     import keras
     import torch
@@ -74,7 +79,7 @@ def steps(folder: Path, layers: int):
 
     clock = Clock()
     source = folder / "SmolLM2-135M"
-    llama = write_folder(source, layers)
+    llama = write_folder(source, options.layers, options.tokenizer)
     ids = np.random.default_rng(0).integers(0, 49_152, (1, 64))
     expected = llama(torch.tensor(ids)).logits.detach().numpy()
     yield clock.row("made by transformers", f"{gigabytes(size_of(source))} GB in bfloat16")
@@ -91,8 +96,8 @@ def steps(folder: Path, layers: int):
     answer = reply(engine, said, tokenizer=run.tokenizer, template=run.template, max_new_tokens=16)
     yield clock.row("chats", f"{len(answer)} characters")
 
-    for format, quantize in (("tflite", "int8"), ("gguf", None), ("gguf", "q8_0")):
-        path = smolite.export(source, format=format, quantize=quantize, cache_length=256 if format == "tflite" else None)
+    for format, quantize in [(kind, way) for kind in options.formats for way in FILES[kind]]:
+        path = smolite.export(source, format=format, quantize=quantize, cache_length=None if format == "gguf" else 256)
         report = json.loads((path.parent / "verify.json").read_text("utf-8"))
         row = next(row for row in report["rows"] if row["artifact"] == path.name)
         figures = f"{gigabytes(path.stat().st_size)} GB, logits {row['logits']:.1e}, tokens {row['tokens']}/{row['num_tokens']}"
@@ -117,10 +122,9 @@ class Clock:
         return [step, number(seconds), figures]
 
 
-def write_folder(folder: Path, layers: int):
+def write_folder(folder: Path, layers: int, tokenizer: Path | None):
     """Writes the folder; returns its model as transformers reads it in float32."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import smolite
@@ -129,17 +133,28 @@ def write_folder(folder: Path, layers: int):
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**config.to_hf(), "dtype": "bfloat16"})).to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="100MB")
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if tokenizer:
+        shutil.copy(tokenizer, folder / "tokenizer.json")
+    else:
+        train_tokenizer(folder / "tokenizer.json", special)
+    settings = {"bos_token": special[1], "eos_token": special[2], "pad_token": special[0], "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def train_tokenizer(path: Path, special: list[str]) -> None:
+    """A byte-level tokenizer of 600 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
     tokenizer.decoder = decoders.ByteLevel()
-    special, alphabet = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": special[1], "eos_token": special[2], "pad_token": special[0], "chat_template": CHATML}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer.save(str(path))
 
 
 def difference(found, expected) -> float:

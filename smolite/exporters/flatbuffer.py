@@ -2,6 +2,8 @@
 
 import struct
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,44 @@ def open_flatbuffer(path: str | Path) -> Any:
     Raises:
         ValueError: it is not a .tflite file, or its end is missing.
     """
-    try:
+    with _refused_by_name(path):
         data = np.memmap(path, mode="r")
-        if bytes(data[4:8]) != b"TFL3":
-            raise ValueError(f"the bytes 4 to 7 are {bytes(data[4:8])!r}")
-        model = read_flatbuffer(data)
-        end = max((buffer.offset + buffer.size for buffer in model.buffers), default=0)
-        if end > len(data):
-            raise ValueError(f"it has {len(data)} bytes of {end}")
+        _find_end(data)
+        return read_flatbuffer(data)
+
+
+def check_whole(path: str | Path) -> None:
+    """Refuses what `open_flatbuffer` refuses, in milliseconds where the weights stand behind the tables, as in quantized files.
+
+    Raises:
+        ValueError: as there.
+    """
+    with _refused_by_name(path):
+        data = np.memmap(path, mode="r")
+        if not _find_end(data):
+            read_flatbuffer(data)
+
+
+@contextmanager
+def _refused_by_name(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, struct.error) as error:
         raise ValueError(f"A whole .tflite file was expected. Received: {path}. Export it again. Reason: {error}.") from error
-    return model
+
+
+def _find_end(data: np.ndarray) -> int:
+    """Where the buffers behind the tables end, which must be in the file; 0 where all stand inside the tables."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    if bytes(data[4:8]) != b"TFL3":
+        raise ValueError(f"the bytes 4 to 7 are {bytes(data[4:8])!r}")
+    model = schema.Model.GetRootAs(data, 0)
+    buffers = map(model.Buffers, range(model.BuffersLength()))
+    end = max((buffer.Offset() + buffer.Size() for buffer in buffers), default=0)
+    if end > len(data):
+        raise ValueError(f"it has {len(data)} bytes of {end}")
+    return end
 
 
 def operator_counts(path: str | Path) -> dict[str, Counter[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from smolite.exporters.cached_engine import CachedEngine
-from smolite.exporters.flatbuffer import open_flatbuffer
+from smolite.exporters.flatbuffer import check_whole
 from smolite.exporters.native_log import drop_native_log_at_exit, native_log_dropped
 from smolite.exporters.pair_signatures import ENCODE
 from smolite.exporters.signatures import DECODE, prefill_lengths_of, windows_of
@@ -78,7 +78,7 @@ def compile_file(path: Path, num_threads: int) -> Any:
         raise ImportError('A .tflite file runs on ai-edge-litert. Run: pip install "smolite[export]"') from error
     if not path.is_file():
         raise FileNotFoundError(f"A .tflite file was expected. Received: {path}. Make one with `smolite export`.")
-    open_flatbuffer(path)
+    check_whole(path)
     cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=_SHARED_WEIGHTS)
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
     drop_native_log_at_exit()
