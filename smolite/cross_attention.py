@@ -6,7 +6,9 @@ Shapes use the legend at the top of `layers.py`; N stands for the tokens of the 
 import keras
 from keras import ops
 
-from smolite.layers import MASKED_SCORE, LightweightAttn, SwiGLU, attend, projection, repeat_for_groups
+from smolite.caches import attend
+from smolite.layers import MASKED_SCORE, LightweightAttn, SwiGLU, repeat_for_groups
+from smolite.projections import project, projection
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -88,9 +90,9 @@ class CrossAttention(keras.layers.Layer):
         self.output_projection.build((*hidden_shape[:-1], self.num_query_heads * self.head_dim))
 
     def call(self, hidden, memory, mask):
-        """(B, T, D), what `CrossMemory` gives, and an additive mask (B or 1, 1, G·T or 1, N) → (B, T, D)."""
-        query = ops.reshape(self.query(hidden), (-1, ops.shape(hidden)[1], self.num_query_heads, self.head_dim))
-        return self.output_projection(attend(query * self.head_dim**-0.5, *memory, mask))
+        """(B, T, D), the memory in either layout of `smolite.caches`, additive mask (B or 1, 1, G·T or 1, N) → (B, T, D)."""
+        query = ops.reshape(project(self.query, hidden), (-1, ops.shape(hidden)[1], self.num_query_heads, self.head_dim))
+        return project(self.output_projection, attend(query * self.head_dim**-0.5, *memory, mask))
 
     def compute_output_spec(self, hidden, memory, mask):
         return keras.KerasTensor(hidden.shape, dtype=self.compute_dtype)

@@ -92,7 +92,7 @@ class KerasEngine:
         self._used = max(map(len, prompts))
         tokens, starts = _right_aligned(prompts, prefill_length(self._used, self.context_length))
         self._starts = ops.convert_to_tensor(starts)
-        self._cache = self._model.empty_cache(self.batch_size, self.context_length)
+        self._cache = self._model.empty_cache(self.batch_size, self.context_length, flat=True)
         return self._run(tokens, slot=0, last=self._used - 1)
 
     def step(self, ids: Sequence[int]) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 
 from smolite.config import ModelConfig
-from smolite.layers import DecoderBlock, LightweightAttn, SwiGLU, projection
+from smolite.layers import DecoderBlock, LightweightAttn, SwiGLU
+from smolite.projections import project, projection
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -62,7 +63,7 @@ class Smolite1Block(keras.layers.Layer):
         """(B, T, D) → (B, T, D) and the cache; arguments as in `LightweightAttn.call`."""
         inner = self.input_norm(hidden)
         mixed, cache = self.attention(self.attention_norm(inner), rotary, mask, cache=cache, slot=slot, training=training)
-        inner = self.mlp(self.adapter(self.mlp_norm(inner + mixed)))
+        inner = self.mlp(project(self.adapter, self.mlp_norm(inner + mixed)))
         return hidden + self.output_norm(inner), cache
 
     def compute_output_spec(self, hidden, rotary, mask, cache=None, slot=None, training=None):

@@ -13,16 +13,11 @@ from functools import partial
 import keras
 from keras import ops
 
+from smolite.caches import attend, cache_shapes, update_cache
+from smolite.projections import project, project_together, projection
+
 # Added to the score of a position that must not be seen. Large, but far from overflow in bfloat16 and float32.
 MASKED_SCORE = -1e9
-
-
-def projection(width: int, *, name: str, use_bias: bool = False, activation=None, dtype=None) -> keras.layers.Dense:
-    """A linear map to `width` features, drawn as Llama draws its weights (normal, 0.02)."""
-    initializer = keras.initializers.RandomNormal(stddev=0.02)
-    return keras.layers.Dense(
-        width, activation=activation, use_bias=use_bias, kernel_initializer=initializer, name=name, dtype=dtype
-    )
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -108,7 +103,7 @@ class LightweightAttn(keras.layers.Layer):
     """Causal self-attention with rotary positions and grouped queries (Vaswani et al. 2017; Ainslie et al. 2023).
 
     The queries that share a key head are stacked along the token axis, so keys and values are never repeated and both products
-    are plain batched matrix products. Keys are kept as (B, K, S, H), values as (B, K, H, S), the layout edge runtimes take.
+    are plain batched matrix products. Without a cache the new keys and values have the edge layout of `smolite.caches`.
 
     Args:
         num_query_heads: Q.
@@ -155,59 +150,33 @@ class LightweightAttn(keras.layers.Layer):
             rotary: cosines and sines of the new tokens, from `RotaryEmbedding`; None where positions are learned.
             mask: additive, (B or 1, 1, G·T, S), from `CausalMask` or `repeat_for_groups`. One over fewer slots than the cache
                 has looks at the first ones only.
-            cache: keys (B, K, S, H) and values (B, K, H, S) of all slots.
+            cache: keys and values of all slots, in either layout of `smolite.caches`.
             slot: scalar int, where in the cache the new keys and values go. It must hold that slot + T <= S.
 
         Returns:
             (B, T, D), and the updated cache (without one: the new keys and values in its layout).
         """
         heads = (-1, ops.shape(hidden)[1], self.num_key_value_heads)
-        query = ops.reshape(self.query(hidden), (*heads[:2], self.num_query_heads, self.head_dim))
-        key = ops.reshape(self.key(hidden), (*heads, self.head_dim))
+        query, key, value = project_together((self.query, self.key, self.value), hidden)
+        query = ops.reshape(query, (*heads[:2], self.num_query_heads, self.head_dim))
+        key = ops.reshape(key, (*heads, self.head_dim))
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        value = ops.reshape(self.value(hidden), (*heads, self.head_dim))
+        value = ops.reshape(value, (*heads, self.head_dim))
         cache = update_cache(cache, ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 3, 1)), slot)
         mixed = attend(query * self.head_dim**-0.5, *cache, mask, partial(self.drop, training=training))
-        return self.output_projection(mixed), cache
+        return project(self.output_projection, mixed), cache
 
     def compute_output_spec(self, hidden, rotary, mask, cache=None, slot=None, training=None):
-        batch, length, _ = hidden.shape
-        kv, slots = self.num_key_value_heads, length if cache is None else cache[0].shape[2]
-        keys = keras.KerasTensor((batch, kv, slots, self.head_dim), dtype=self.compute_dtype)
-        values = keras.KerasTensor((batch, kv, self.head_dim, slots), dtype=self.compute_dtype)
-        return keras.KerasTensor(hidden.shape, dtype=self.compute_dtype), (keys, values)
+        new = cache_shapes(hidden.shape[0], self.num_key_value_heads, hidden.shape[1], self.head_dim)
+        shapes = new if cache is None else [part.shape for part in cache]
+        parts = tuple(keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in shapes)
+        return keras.KerasTensor(hidden.shape, dtype=self.compute_dtype), parts
 
     def get_config(self):
         heads = {"num_query_heads": self.num_query_heads, "num_key_value_heads": self.num_key_value_heads}
         rest = {"head_dim": self.head_dim, "use_bias": self.use_bias, "dropout": self.drop.rate}
         return {**super().get_config(), **heads, **rest}
-
-
-def attend(query, keys, values, mask, drop=lambda weights: weights):
-    """Scaled (B, T, Q, H) queries over (B, K, S, H) keys and (B, K, H, S) values → (B, T, Q·H); the mask as in the layer."""
-    (_, length, num_query_heads, width), kv, window = query.shape, keys.shape[1], mask.shape[-1]
-    if window and keys.shape[2] and window < keys.shape[2]:
-        keys, values = keys[:, :, :window], values[..., :window]
-    length, groups = ops.shape(query)[1] if length is None else length, num_query_heads // kv
-    query = ops.reshape(query, (-1, length, kv, groups, width))
-    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, kv, groups * length, width))
-    scores = ops.matmul(query, ops.swapaxes(keys, -1, -2))  # (B, K, G·T, S)
-    weights = drop(ops.softmax(ops.cast(scores, "float32") + ops.cast(mask, "float32")))
-    mixed = ops.matmul(ops.cast(weights, values.dtype), ops.swapaxes(values, -1, -2))
-    mixed = ops.reshape(mixed, (-1, kv, groups, length, width))
-    mixed = ops.transpose(mixed, (0, 3, 1, 2, 4))
-    return ops.reshape(mixed, (-1, length, num_query_heads * width))
-
-
-def update_cache(cache, new_keys, new_values, slot):
-    """Writes (B, K, T, H) keys and (B, K, H, T) values at `slot`; without a cache they are the cache."""
-    if cache is None:
-        return new_keys, new_values
-    keys, values = cache
-    keys = ops.slice_update(keys, (0, 0, slot, 0), ops.cast(new_keys, keys.dtype))
-    values = ops.slice_update(values, (0, 0, 0, slot), ops.cast(new_values, values.dtype))
-    return keys, values
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -237,7 +206,7 @@ class SwiGLU(keras.layers.Layer):
 
     def call(self, hidden):
         """(B, T, D) → (B, T, D)."""
-        return self.down(ops.silu(self.gate(hidden)) * self.up(hidden))
+        return project(self.down, ops.silu(project(self.gate, hidden)) * project(self.up, hidden))
 
     def compute_output_shape(self, hidden_shape):
         return (*hidden_shape[:-1], self.output_dim or hidden_shape[-1])

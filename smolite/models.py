@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from smolite.caches import cache_shapes
 from smolite.config import ModelConfig
 from smolite.forms import PositionEmbedding, block_of
 from smolite.layers import CausalMask, RotaryEmbedding, repeat_for_groups
@@ -109,18 +110,16 @@ class CausalLM(keras.Model):
         """(B, T, D) → float32 logits (B, T, V): final norm, then the embedding table as output projection."""
         return tied_logits(hidden, self.final_norm, self.token_embedding)
 
-    def empty_cache(self, batch_size: int, length: int | None = None) -> list[tuple[Any, Any]]:
-        """Zeroed keys (B, K, S, H) and values (B, K, H, S) for every layer, in the compute dtype.
+    def empty_cache(self, batch_size: int, length: int | None = None, *, flat: bool = False) -> list[tuple[Any, Any]]:
+        """Zeroed keys and values for every layer, in the compute dtype: (B, K, S, H) and (B, K, H, S).
 
         Args:
             batch_size: B.
             length: S. Default: the context length.
+            flat: give the layout (B·K, H, S) and (B·K, S, H), over which a compiled step is faster.
         """
-        slots, kv = length or self.config.context_length, self.config.num_key_value_heads
-        keys, values = (
-            (batch_size, kv, slots, self.config.head_dim),
-            (batch_size, kv, self.config.head_dim, slots),
-        )
+        slots, heads = length or self.config.context_length, self.config.num_key_value_heads
+        keys, values = cache_shapes(batch_size, heads, slots, self.config.head_dim, flat=flat)
         dtype = self.token_embedding.compute_dtype
         return [(ops.zeros(keys, dtype), ops.zeros(values, dtype)) for _ in self.blocks]
 

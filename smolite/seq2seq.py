@@ -119,14 +119,9 @@ class Seq2SeqLM(keras.Model):
         positions = ops.arange(hidden.shape[1], dtype="int32")[None]
         return _encode(self._parts, hidden, mask, positions, positions)
 
-    def empty_cache(self, batch_size: int, length: int | None = None) -> list[tuple[Any, Any]]:
-        """Zeroed keys (B, K, S, H) and values (B, K, H, S) of the target for every decoder block, in the compute dtype.
-
-        Args:
-            batch_size: B.
-            length: S. Default: the context length.
-        """
-        return CausalLM.empty_cache(self, batch_size, length)
+    def empty_cache(self, batch_size: int, length: int | None = None, *, flat: bool = False) -> list[tuple[Any, Any]]:
+        """Zeroed keys and values of the target for every decoder block, see `CausalLM.empty_cache`."""
+        return CausalLM.empty_cache(self, batch_size, length, flat=flat)
 
     def cached_body(self, hidden, cache, memory, *, slot, mask, source_mask):
         """The decoder over new tokens of the target, those before in the cache, and the source.
@@ -134,7 +129,7 @@ class Seq2SeqLM(keras.Model):
         Args:
             hidden: (B, T, D), from `embed`.
             cache: from `empty_cache` or an earlier call.
-            memory: from `encode`.
+            memory: from `encode`, or with each pair `flattened`.
             slot: scalar int, the first cache slot to write and the position of the first new token; slot + T must not pass S.
             mask: additive float32, (B or 1, 1, T, S): 0 where a new token may look in the target, about -1e9 where not.
             source_mask: additive float32, (B or 1, 1, 1, N), as for `encode`.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from smolite.caches import flattened
 from smolite.decoding import compiled
 from smolite.engines import Engine, KerasEngine, check_prompts, checked_size, prefill_length
 from smolite.layers import MASKED_SCORE
@@ -72,7 +73,7 @@ class Seq2SeqEngine:
             source[row, : len(prompt)] = prompt
         lengths = ops.convert_to_tensor(np.array([len(prompt) for prompt in prompts], "int32"))
         self._state = self._encode(ops.convert_to_tensor(source), lengths), lengths
-        self._cache, self._used = self._model.empty_cache(self.batch_size, self.target_length), 0
+        self._cache, self._used = self._model.empty_cache(self.batch_size, self.target_length, flat=True), 0
         return self.step([self.start_id] * self.batch_size)
 
     def step(self, ids: Sequence[int]) -> np.ndarray:
@@ -116,12 +117,13 @@ def _source_mask(lengths, slots: int):
 
 
 def _encode(model: Seq2SeqLM, source, lengths, *, slots: int):
-    """Keys and values of (B, N') sources in N slots, so that every step has the same shapes."""
+    """Keys and values of (B, N') sources in N slots, so that every step has the same shapes; in the flat layout."""
     width = source.shape[1]
     memory = model.encode(model.embed(source), mask=_source_mask(lengths, width))
     room = (0, slots - width)
     none = (0, 0)
-    return [(ops.pad(keys, (none, none, room, none)), ops.pad(values, (none, none, none, room))) for keys, values in memory]
+    padded = [(ops.pad(keys, (none, none, room, none)), ops.pad(values, (none, none, none, room))) for keys, values in memory]
+    return [flattened(pair) for pair in padded]
 
 
 def _step(model: Seq2SeqLM, tokens, cache, memory, lengths, place):

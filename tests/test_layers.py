@@ -16,7 +16,6 @@ from smolite.layers import (
     SwiGLU,
     repeat_for_groups,
     rotate,
-    update_cache,
 )
 
 LENGTH = 7
@@ -181,18 +180,6 @@ def test_attention_with_a_cache_equals_attention_without(setting):
         mixed, cache = run(layer.attention, hidden[:, first:last], turn, seen, cache=cache, slot=first)
         parts.append(mixed)
     close(np.concatenate(parts, 1), run(layer.attention, hidden, rotary, mask)[0])
-
-
-def test_update_cache_writes_at_the_slot_and_nowhere_else():
-    new_keys, new_values = noise(1, 2, 3, 4), noise(1, 2, 4, 3, seed=1)
-    assert update_cache(None, new_keys, new_values, None) == (new_keys, new_values)
-    old = ops.zeros((1, 2, 8, 4), "float16"), ops.zeros((1, 2, 4, 8), "float16")
-    updated = update_cache(old, new_keys, new_values, 2)
-    assert {keras.backend.standardize_dtype(part.dtype) for part in updated} == {"float16"}
-    keys, values = run(lambda *parts: parts, *updated)
-    np.testing.assert_array_equal(keys[:, :, 2:5], new_keys.astype("float16"))
-    np.testing.assert_array_equal(values[..., 2:5], new_values.astype("float16"))
-    assert np.count_nonzero(keys) == new_keys.size and np.count_nonzero(values) == new_values.size
 
 
 def test_swiglu_and_the_block_equal_the_reference(setting):

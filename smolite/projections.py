@@ -1,0 +1,81 @@
+"""The linear maps of a model, and how XLA is made to multiply a single row by them on all cores of a processor.
+
+XLA multiplies one row by a small matrix on one core, at half of what the memory gives, and a step of decoding is little else.
+Several products side by side run on all cores. So while a step is recorded for XLA on a processor, products of a single row are
+taken in parts, and in a loop of steps those of the same row are joined. Elsewhere this is `Dense` alone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+from keras import ops
+
+_parts: ContextVar[int] = ContextVar("parts", default=1)
+_joined: ContextVar[bool] = ContextVar("joined", default=False)
+
+
+@contextmanager
+def _inside(variable: ContextVar, value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def rows_in_parts(parts: int):
+    """Inside, the product of a single row is the sum of so many products, each of a part of the inputs."""
+    return _inside(_parts, parts)
+
+
+def rows_joined():
+    """Inside, in `rows_in_parts`, projections of the same single row are one product by their kernels side by side.
+
+    That copies the kernels. It pays in a loop, out of which XLA takes the copy.
+    """
+    return _inside(_joined, True)
+
+
+def projection(width: int, *, name: str, use_bias: bool = False, activation=None, dtype=None) -> keras.layers.Dense:
+    """A linear map to `width` features, drawn as Llama draws its weights (normal, 0.02). It is called through `project`."""
+    initializer = keras.initializers.RandomNormal(stddev=0.02)
+    return keras.layers.Dense(
+        width, activation=activation, use_bias=use_bias, kernel_initializer=initializer, name=name, dtype=dtype
+    )
+
+
+def project(layer: keras.layers.Dense, inputs):
+    """`layer(inputs)`, (…, inputs) → (…, units); in parts where `rows_in_parts` says so."""
+    if not _is_taken_in_parts(inputs, layer):
+        return layer(inputs)
+    outputs = _with_bias(layer, _in_parts(inputs, layer.kernel))
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+def project_together(layers: Sequence[keras.layers.Dense], inputs) -> list:
+    """`project` of some layers without activation and the same inputs, joined where `rows_joined` says so."""
+    if not (_joined.get() and _is_taken_in_parts(inputs, *layers)):
+        return [project(layer, inputs) for layer in layers]
+    joined = _in_parts(inputs, ops.concatenate([layer.kernel for layer in layers], axis=1))
+    ends = [sum(layer.units for layer in layers[: i + 1]) for i in range(len(layers) - 1)]
+    return [_with_bias(layer, part) for layer, part in zip(layers, ops.split(joined, ends, axis=-1), strict=True)]
+
+
+def _with_bias(layer, outputs):
+    return outputs if layer.bias is None else outputs + layer.bias
+
+
+def _is_taken_in_parts(inputs, *layers) -> bool:
+    parts = _parts.get()
+    is_float = all(layer.quantization_mode is None for layer in layers)
+    return parts > 1 and math.prod(inputs.shape[:-1]) == 1 and inputs.shape[-1] % parts == 0 and is_float
+
+
+def _in_parts(inputs, kernel):
+    parts, width = _parts.get(), kernel.shape[1]
+    products = ops.matmul(ops.reshape(inputs, (parts, 1, -1)), ops.reshape(kernel, (parts, -1, width)))
+    return ops.reshape(sum(ops.unstack(products, parts)), (*inputs.shape[:-1], width))  # XLA would not fuse `ops.sum`
