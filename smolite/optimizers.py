@@ -1,5 +1,6 @@
-"""What Keras' optimizers lack here: a schedule that counts updates, and learning rates that fall from block to block."""
+"""What Keras' optimizers lack here: a schedule by updates, rates that fall from block to block, a fast step on torch."""
 
+import math
 import re
 from typing import Any
 
@@ -33,6 +34,77 @@ class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
     @classmethod
     def from_config(cls, config):
         return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["accumulation"])
+
+
+@keras.saving.register_keras_serializable("smolite")
+class FusedAdamW(keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` for the torch backend, in one pass over weights, gradients and moments.
+
+    Keras' own takes some fifteen operations over all of them, each with a result in new memory. Clipping by the global norm
+    changes the gradients in place. `amsgrad` and an average of the weights (`use_ema`) are left to `keras.optimizers.AdamW`.
+
+    Args:
+        kwargs: of `keras.optimizers.AdamW`.
+
+    Raises:
+        ValueError: `amsgrad` or `use_ema` is asked for.
+    """
+
+    def __init__(self, learning_rate: Any = 1e-3, **kwargs: Any):
+        if kwargs.get("amsgrad") or kwargs.get("use_ema"):
+            raise ValueError(
+                f"`FusedAdamW` has neither `amsgrad` nor `use_ema`. Received: {kwargs}. Take keras.optimizers.AdamW."
+            )
+        super().__init__(learning_rate, **kwargs)
+
+    def _clip_gradients(self, grads):
+        if not self.global_clipnorm or self.clipnorm:
+            return super()._clip_gradients(grads)
+        import torch
+
+        with torch.no_grad():
+            norm = torch.nn.utils.get_total_norm(grads)
+            torch._foreach_mul_(grads, torch.clamp(self.global_clipnorm / norm, max=1.0))
+        return grads
+
+    def _apply_weight_decay(self, variables):
+        """Nothing here; it is part of the update."""
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        """Keras adds `epsilon` before the correction of the second moment, torch after it, hence the quotient."""
+        import torch
+        from torch.optim.adamw import adamw
+
+        count = int(self.iterations)
+        epsilon = self.epsilon / math.sqrt(1 - self.beta_2 ** (count + 1))
+        settings = {"lr": float(learning_rate), "beta1": self.beta_1, "beta2": self.beta_2, "eps": epsilon}
+        for decays in (True, False):
+            chosen = [
+                pair for pair in zip(grads, trainable_variables, strict=True) if self._use_weight_decay(pair[1]) == decays
+            ]
+            places = [self._get_variable_index(variable) for _, variable in chosen]
+            weights = [variable.value for _, variable in chosen]
+            with torch.no_grad():
+                adamw(
+                    weights,
+                    [gradient for gradient, _ in chosen],
+                    [self._momentums[place].value for place in places],
+                    [self._velocities[place].value for place in places],
+                    [],
+                    [torch.tensor(float(count), device=weight.device) for weight in weights],
+                    fused=True,
+                    amsgrad=False,
+                    maximize=False,
+                    weight_decay=self.weight_decay * decays,
+                    **settings,
+                )
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """On another backend than torch, Keras' own with the same settings and state."""
+        if keras.backend.backend() == "torch":
+            return super().from_config(config, custom_objects)
+        return keras.optimizers.AdamW.from_config(config, custom_objects)
 
 
 @keras.saving.register_keras_serializable("smolite")

@@ -8,7 +8,7 @@ from keras import ops
 from smolite.cross_entropy import logit_of, token_nll
 from smolite.evaluation import compile_with_xla
 from smolite.models import CausalLM
-from smolite.optimizers import LayerwiseAdamW, PerUpdate
+from smolite.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate
 from smolite.options import TrainingOptions
 
 
@@ -84,7 +84,7 @@ def adamw(options: TrainingOptions, *, total_steps: int) -> keras.optimizers.Opt
     }
     if options.layer_decay < 1:
         return LayerwiseAdamW(**settings, layer_decay=options.layer_decay)
-    optimizer = keras.optimizers.AdamW(**settings)
+    optimizer = (FusedAdamW if keras.backend.backend() == "torch" else keras.optimizers.AdamW)(**settings)
     optimizer.exclude_from_weight_decay(var_names=["scale", "gamma", "beta", "bias"])
     return optimizer
 

@@ -8,7 +8,7 @@ from tiny import TINY
 
 from smolite.config import ModelConfig
 from smolite.models import CausalLM
-from smolite.optimizers import LayerwiseAdamW, PerUpdate, rate_shares
+from smolite.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate, rate_shares
 from smolite.options import TrainingOptions
 from smolite.training import adamw, compile_for_training, learning_rate_schedule
 
@@ -126,6 +126,55 @@ def test_without_decay_by_layer_it_is_plain_adamw():
     ours, theirs = moved(LayerwiseAdamW(0.01, weight_decay=0.5)), moved(plain)
     for path, step in theirs.items():
         np.testing.assert_allclose(ours[path], step, rtol=0, atol=1e-7, err_msg=path)
+
+
+on_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="of the torch backend; `make test` runs it there")
+FUSED = {"weight_decay": 0.5, "beta_2": 0.95, "global_clipnorm": 0.7}
+
+
+def stepped(kind, **settings):
+    """The weights after three steps of an optimizer with a schedule, with gradients of several sizes, some clipped."""
+    keras.utils.set_random_seed(1)
+    model, random = CausalLM(DEEP), np.random.default_rng(4)
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, 10, warmup_target=0.01, warmup_steps=2)
+    optimizer = kind(schedule, **settings)
+    optimizer.exclude_from_weight_decay(var_names=["scale"])
+    variables = model.trainable_variables
+    for size in (1e-4, 1.0, 1e-2, 1e-5):
+        gradients = [size * random.standard_normal(variable.shape).astype("float32") for variable in variables]
+        optimizer.apply([ops.convert_to_tensor(gradient) for gradient in gradients], variables)
+    return optimizer, weights(model)
+
+
+@on_torch
+@pytest.mark.parametrize("changes", [{}, {"global_clipnorm": None}, {"gradient_accumulation_steps": 2}, {"clipnorm": 0.1}])
+def test_the_fused_step_is_that_of_keras(changes):
+    settings = {**FUSED, **changes, **({"global_clipnorm": None} if "clipnorm" in changes else {})}
+    expected, actual = stepped(keras.optimizers.AdamW, **settings)[1], stepped(FusedAdamW, **settings)[1]
+    for path, weight in expected.items():
+        np.testing.assert_allclose(actual[path], weight, rtol=0, atol=1e-6, err_msg=path)
+
+
+@on_torch
+def test_gradients_that_are_not_numbers_stay_so():
+    optimizer = FusedAdamW(0.01, global_clipnorm=1.0)
+    variable = keras.Variable(np.ones(3, "float32"))
+    optimizer.apply([ops.convert_to_tensor(np.array([1.0, np.nan, 2.0], "float32"))], [variable])
+    assert np.isnan(ops.convert_to_numpy(variable)).all()
+
+
+@on_torch
+@pytest.mark.parametrize("wanted", [{"amsgrad": True}, {"use_ema": True}])
+def test_what_the_fused_step_lacks_is_refused(wanted):
+    with pytest.raises(ValueError, match="neither `amsgrad` nor `use_ema`. Received"):
+        FusedAdamW(0.01, **wanted)
+
+
+def test_the_fused_step_is_chosen_on_torch_only_and_its_settings_are_read_everywhere():
+    chosen = adamw(TrainingOptions(), total_steps=5)
+    kind = FusedAdamW if keras.backend.backend() == "torch" else keras.optimizers.AdamW
+    assert isinstance(chosen, kind) and isinstance(FusedAdamW.from_config(chosen.get_config()), kind)
+    assert not isinstance(chosen, FusedAdamW) or keras.backend.backend() == "torch"
 
 
 def test_shares_by_path():
