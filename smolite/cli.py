@@ -234,6 +234,7 @@ def _add_measuring_verbs(verbs) -> None:
     verify.add_argument("run", help="run directory")
     verify.add_argument("--out", help="folder of the files; default: export in the run directory")
     verify.add_argument("--measure", action="store_true", help="memory and time to the first token, too")
+    verify.add_argument("--browser", metavar="PAGE", help="the built page of export/web; .litertlm files are asked there, too")
 
     evaluate = _verb(verbs, "evaluate", "bits per character, perplexity and accuracy on held-out dialogues")
     evaluate.add_argument("run", help="run directory")

@@ -183,9 +183,9 @@ def convert(*, source: str, out: str, **settings: Any) -> None:
     print(convert_model(source, out, **settings))
 
 
-def verify(*, run: str, out: str | None, measure: bool) -> int:
+def verify(*, run: str, out: str | None, measure: bool, browser: str | None) -> int:
     """Prints the verification table; the exit status is 1 where a row fails."""
-    report = verify_run(run, out=out, measure=measure)
+    report = verify_run(run, out=out, measure=measure, browser=browser)
     print(report.table())
     return 0 if report.passed else 1
 

@@ -33,7 +33,8 @@ ORDER = """
     exporters.tflite exporters.private_markers exporters.litertlm exporters.litertlm_engine
     exporters.gguf exporters.llama_cpp_engine exporters.keras_hub exporters.conversion
     exporters.report exporters.reference exporters.targets exporters.sizes exporters.planning
-    exporters.texts exporters.text_check exporters.tokenizer_check exporters.processes exporters.measurement
+    exporters.texts exporters.browser_engine exporters.text_check exporters.tokenizer_check
+    exporters.processes exporters.measurement
     exporters.manifest exporters.verification exporters.placement exporters
     exporters.__main__ exporters.agreement exporters.quality
     answers app demo verbs cli __main__

@@ -18,7 +18,7 @@ from smolite.exporters.litertlm_engine import LiteRTLMEngine
 from smolite.exporters.private_markers import PrivateTemplate
 from smolite.exporters.reference import Case
 from smolite.exporters.report import Row
-from smolite.exporters.text_check import check_answers, count_same, score_answers
+from smolite.exporters.text_check import asker, check_answers, count_same, score_answers
 from smolite.exporters.verification import verify
 from smolite.generation import generate
 from smolite.tokenizer import train_tokenizer
@@ -107,7 +107,8 @@ def test_another_answer_is_a_problem_unless_the_file_is_quantized(small, must_ag
         Case(prompt=prompt, reply=[270, 312], logits=logits, caches={}) for logits in (np.eye(2, 330), np.zeros((2, 330)))
     )
     row = Row(artifact="a file", runtime="LiteRT-LM")
-    check_answers(row, engine, run, [("abc", torn), ("abc", sure)], tie=1e-4, must_agree=must_agree)
+    settings = {"slots": engine.context_length, "tie": 1e-4, "must_agree": must_agree}
+    check_answers(row, asker(engine, run), run, [("abc", torn), ("abc", sure)], **settings)
     assert (row.tokens, row.num_tokens) == (0, 2)
     assert [problem.split(" to ")[1][:18] for problem in row.problems] == ["'abc', the model '"] * must_agree
 

@@ -14,6 +14,8 @@ from smolite import checkpoint
 from smolite.chat import Message
 from smolite.engines import KerasEngine
 from smolite.exporters import export
+from smolite.exporters.browser_engine import BrowserEngine
+from smolite.exporters.verification import verify
 from smolite.replies import reply
 
 WEB = Path(__file__).parents[1] / "export" / "web"
@@ -121,6 +123,23 @@ def test_the_page_answers_as_keras_does_and_needs_no_other_server(page, run, dri
         assert len(asked) > 3 and all(url.startswith(address) for url in asked)
     open_page(driver, address)  # its server has ended
     assert say(driver, "안녕!") == HOSTILE
+
+
+@pytest.mark.slow
+@in_browser
+def test_verify_asks_the_page_too_and_a_wrong_answer_there_turns_it_red(built, run, tmp_path, monkeypatch):
+    for way in (None, "int8"):
+        export(run, format="litertlm", quantize=way, out=tmp_path, cache_length=128, prefill_lengths=[16])
+    names = ["model.litertlm in Chromium", "model_int8.litertlm in Chromium"]
+    report = verify(run, out=tmp_path, browser=built)
+    rows = {row.artifact: row for row in report.rows}
+    assert report.passed, report.table()
+    assert [name for name in rows if "Chromium" in name] == names
+    assert rows[names[0]].tokens == rows[names[0]].num_tokens > 20
+    reply = BrowserEngine.reply
+    monkeypatch.setattr(BrowserEngine, "reply", lambda *asked, **most: f"x{reply(*asked, **most)}")
+    red = {row.artifact for row in verify(run, out=tmp_path, browser=built).rows if not row.passed}
+    assert red == {names[0]}  # a quantized file may answer otherwise
 
 
 def keras_reply(run, said, *, most):

@@ -1,6 +1,7 @@
 """Proof for a runtime that takes and gives texts: the same ids, answers and log probabilities as the Keras model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from smolite.checkpoint import Run
 from smolite.dialogues import Conversation, Message
 from smolite.engines import Engine
 from smolite.evaluation import Evaluation, trace
+from smolite.exporters.browser_engine import BrowserEngine
 from smolite.exporters.litertlm_engine import LiteRTLMEngine
 from smolite.exporters.private_markers import PrivateTemplate
 from smolite.exporters.reference import Case
@@ -19,7 +21,14 @@ _EVERY = 4  # of how many prompts one is rendered by the runtime
 
 
 def check_answers(
-    row: Row, engine: LiteRTLMEngine, run: Run, said: Sequence[tuple[str, Case]], *, tie: float, must_agree: bool
+    row: Row,
+    ask: Callable[[str, int], str],
+    run: Run,
+    said: Sequence[tuple[str, Case]],
+    *,
+    slots: int,
+    tie: float,
+    must_agree: bool,
 ) -> None:
     """Compares greedy answers, and counts the tokens that stand before the first difference.
 
@@ -28,24 +37,62 @@ def check_answers(
 
     Args:
         row: gets the counts and problems.
-        engine: the runtime.
+        ask: gives the greedy answer to what a user says, of at most so many tokens.
         run: the run it was made from.
         said: what a user says, and what Keras does with it.
+        slots: cache slots of the runtime.
         tie: a difference of logits.
         must_agree: whether a difference is a problem; a quantized file may go another way.
     """
-    template = _template(run)
     row.tokens = row.num_tokens = 0
     for text, case in said:
-        room = engine.context_length - len(case.prompt)
+        room = slots - len(case.prompt)
         reply = case.reply[: _first_tie(case, tie)][: max(room, 0)]
         if not reply:
             continue
-        answer = engine.reply(template.render([Message("user", text)]), max_new_tokens=len(reply))
+        answer = ask(text, len(reply))
         same, compared = count_same(answer, reply, run)
         row.tokens, row.num_tokens = row.tokens + same, row.num_tokens + compared
         if must_agree and same < compared:
             row.problems.append(f"it answers {answer!r} to {text!r}, the model {run.tokenizer.decode(reply)!r}")
+
+
+def asker(engine: LiteRTLMEngine, run: Run) -> Callable[[str, int], str]:
+    """What `check_answers` asks a file in LiteRT-LM: the run's template, then the file's tokenizer."""
+    template = _template(run)
+    return lambda text, most: engine.reply(template.render([Message("user", text)]), max_new_tokens=most)
+
+
+def check_page(
+    page: str | Path, path: Path, engine: LiteRTLMEngine, run: Run, said: Sequence[tuple[str, Case]], *, tie: float, exact: bool
+) -> Row:
+    """`check_answers` of a file on the built page of `export/web`, in headless Chromium.
+
+    Args:
+        page: the folder of the page.
+        path: the file.
+        engine: LiteRT-LM on the same file.
+        run, said, tie: as for `check_answers`.
+        exact: whether a difference is a problem.
+    """
+    row = Row(artifact=f"{path.name} in Chromium", runtime="LiteRT-LM, WebAssembly")
+    try:
+        browser = BrowserEngine(page, path)
+        try:
+            check_answers(
+                row,
+                lambda text, most: browser.reply(text, max_new_tokens=most),
+                run,
+                said,
+                slots=engine.context_length,
+                tie=tie,
+                must_agree=exact,
+            )
+        finally:
+            browser.close()
+    except (ValueError, RuntimeError) as error:
+        row.problems.append(str(error))
+    return row
 
 
 def count_same(answer: str, reply: Sequence[int], run: Run) -> tuple[int, int]:

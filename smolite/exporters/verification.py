@@ -13,6 +13,7 @@ from smolite import checkpoint
 from smolite.dialogues import Conversation, Message, read_conversations
 from smolite.engines import Engine, KerasEngine
 from smolite.evaluation import trace
+from smolite.exporters.browser_engine import check_browser
 from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.flatbuffer import structure_problems
 from smolite.exporters.litertlm_engine import LiteRTLMEngine
@@ -23,7 +24,7 @@ from smolite.exporters.private_markers import PrivateTemplate
 from smolite.exporters.reference import Case, compare, work_out_cases
 from smolite.exporters.report import Report, Row, installed_versions
 from smolite.exporters.targets import AGREEMENT_LIMIT, AGREEMENT_LIMITS, BITS_LIMIT, BITS_LIMITS, TARGETS
-from smolite.exporters.text_check import check_answers, check_scores, check_tokenizer
+from smolite.exporters.text_check import asker, check_answers, check_page, check_scores, check_tokenizer
 from smolite.exporters.texts import SAMPLE, TEXTS, parity_texts
 from smolite.exporters.tokenizer_check import check_client_files_of, check_llama_tokenizer
 from smolite.seq2seq import Seq2SeqLM
@@ -47,6 +48,7 @@ def verify(
     dialogues: str | Path | None = None,
     max_new_tokens: int = 32,
     measure: bool = False,
+    browser: str | Path | None = None,
 ) -> Report:
     """Compares every artifact in the export folder of a run with its Keras model.
 
@@ -62,15 +64,19 @@ def verify(
             used. Default: the bundled ones.
         max_new_tokens: greedy tokens to compare after each prompt.
         measure: whether to start a process for each artifact that measures its memory and the time to its first token.
+        browser: the built page of `export/web`; .litertlm files are then asked there, too, in headless Chromium.
 
     Returns:
         The report; `report.passed` says whether all is well.
 
     Raises:
-        FileNotFoundError: the folder has nothing to verify.
+        FileNotFoundError: the folder has nothing to verify; or, with `browser`, there is no such page or no Chromium.
+        ImportError: with `browser`, selenium is not installed.
     """
     folder = Path(run, "export") if out is None else Path(out)
     _check_folder(folder)
+    if browser is not None:
+        check_browser(browser)
     loaded = checkpoint.load(run, dtype="float32")
     rows, opened = _open_artifacts(folder, loaded)
     slots = min((engine.context_length for engine in opened.values()), default=loaded.model.config.context_length)
@@ -93,7 +99,9 @@ def verify(
     texts = parity_texts(loaded.tokenizer)
     for name, bundle in bundles.items():
         rows[f"tokenizer in {name}"] = check_tokenizer(name, bundle, loaded, texts)
-        _check_bundle(rows, bundle, engines[KERAS_ROW], loaded, said=said, held_out=held_out, name=name)
+        _check_bundle(
+            rows, bundle, engines[KERAS_ROW], loaded, path=folder / name, browser=browser, said=said, held_out=held_out
+        )
     for name, engine in artifacts.items():
         if isinstance(engine, LlamaCppEngine):
             rows[f"tokenizer in {name}"] = check_llama_tokenizer(engine, name, loaded.tokenizer, texts)
@@ -188,13 +196,15 @@ def _check_bundle(
     reference: Engine,
     loaded: checkpoint.Run,
     *,
-    name: str,
+    path: Path,
+    browser: str | Path | None,
     said: Sequence[tuple[str, Case]],
     held_out: Sequence[Conversation],
 ) -> None:
-    """Greedy answers and log probabilities of a file whose runtime shows no logits."""
-    row, exact = rows[name], not _is_quantized(name)
-    check_answers(row, engine, loaded, said, tie=FLOAT_LIMIT, must_agree=exact)
+    """Greedy answers, in a browser, too, and log probabilities of a file whose runtime shows no logits."""
+    row, exact = rows[path.name], not _is_quantized(path.name)
+    ask, slots = asker(engine, loaded), engine.context_length
+    check_answers(row, ask, loaded, said, slots=slots, tie=FLOAT_LIMIT, must_agree=exact)
     answer = Message("assistant", TEXTS[0])
     room = engine.context_length - len(loaded.tokenizer.encode(answer.content)) - 1
     fitting = [text for text, case in said if len(case.prompt) <= room]
@@ -205,6 +215,9 @@ def _check_bundle(
         _limit_bits(row, bits[0])
     if exact and row.logits is not None and row.logits > FLOAT_LIMIT:
         row.problems.append(f"a log probability differs by {row.logits:.1e}; at most {FLOAT_LIMIT:.0e} is allowed")
+    if browser is not None:
+        there = check_page(browser, path, engine, loaded, said, tie=FLOAT_LIMIT, exact=exact)
+        rows[there.artifact] = there
 
 
 def _held_out(dialogues: str | Path | None, loaded: checkpoint.Run, slots: int) -> list[Conversation]:
