@@ -70,9 +70,12 @@ def _with_bias(layer, outputs):
 
 
 def _is_taken_in_parts(inputs, *layers) -> bool:
+    """In half precision every part would be rounded; a quantized layer has its own product."""
     parts = _parts.get()
-    is_float = all(layer.quantization_mode is None for layer in layers)
-    return parts > 1 and math.prod(inputs.shape[:-1]) == 1 and inputs.shape[-1] % parts == 0 and is_float
+    if parts == 1 or math.prod(inputs.shape[:-1]) != 1 or inputs.shape[-1] % parts:
+        return False
+    is_whole = all(layer.quantization_mode is None for layer in layers)
+    return is_whole and keras.backend.standardize_dtype(inputs.dtype) == "float32"
 
 
 def _in_parts(inputs, kernel):

@@ -92,6 +92,13 @@ def test_quantized_projections_are_not_joined_and_low_rank_ones_keep_what_they_l
             close(part, each)
 
 
+def test_half_precision_is_left_to_dense(products):
+    (layer,) = build(12, dtype="mixed_bfloat16")
+    with rows_in_parts(4):
+        project(layer, ops.cast(ROW, "bfloat16"))
+    assert all(len(shape) == 2 for shape in products)
+
+
 def test_nothing_is_in_parts_after_the_scope_also_when_it_ends_in_an_error(products):
     (layer,) = build(8)
     with pytest.raises(KeyError), rows_in_parts(2):

@@ -12,6 +12,7 @@ from typing import Any
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = "headless=new no-sandbox disable-background-networking disable-dev-shm-usage lang=en"
+_BEGIN = "document.getElementById('fresh').click();"  # a script of its own, after which the page ends this job
 _ASK = """
 const at = (id) => document.getElementById(id);
 at("temperature").value = 0;
@@ -39,6 +40,7 @@ class BrowserEngine:
     Raises:
         ImportError: selenium is not installed.
         FileNotFoundError: there is no such page or file, or no Chromium or chromedriver on the path.
+        RuntimeError: Chromium does not start.
         ValueError: the page does not open the file.
     """
 
@@ -51,7 +53,11 @@ class BrowserEngine:
         self._patience = patience
         folder = tempfile.mkdtemp(prefix="smolite-page-")
         server = _serve(Path(page), Path(path), folder)
-        self._driver = _start_browser(folder)
+        try:
+            self._driver = _start_browser(folder)
+        except RuntimeError:
+            _stop(None, server, folder)
+            raise
         self.close = weakref.finalize(self, _stop, self._driver, server, folder)
         self._driver.get(f"http://127.0.0.1:{server.server_port}/index.html?model={Path(path).name}")
         self._wait("return document.documentElement.dataset.kept === 'yes'")
@@ -68,9 +74,7 @@ class BrowserEngine:
             RuntimeError: the page shows an error, or takes longer than `patience`.
         """
         self._wait("return !document.getElementById('fresh').disabled")
-        self._driver.execute_script(
-            "document.getElementById('fresh').click()"
-        )  # apart, since the page ends it after the script
+        self._driver.execute_script(_BEGIN)
         self._driver.execute_script(_ASK, text, max_new_tokens)
         self._wait(_ANSWERED)
         answer, error = self._driver.execute_script(_ANSWER)
@@ -135,16 +139,21 @@ def _serve(page: Path, path: Path, folder: str) -> ThreadingHTTPServer:
 
 def _start_browser(folder: str) -> Any:
     from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
 
     options = webdriver.ChromeOptions()
     options.binary_location = _chromium() or ""
     for flag in [*_FLAGS.split(), f"user-data-dir={folder}/profile"]:
         options.add_argument(f"--{flag}")
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    except WebDriverException as error:
+        raise RuntimeError(f"Chromium was expected to start. Received: {error.msg}") from error
 
 
 def _stop(driver: Any, server: ThreadingHTTPServer, folder: str) -> None:
-    driver.quit()
+    if driver is not None:
+        driver.quit()
     server.shutdown()
     server.server_close()
     shutil.rmtree(folder, ignore_errors=True)
