@@ -36,8 +36,8 @@ def hostile_run(factory):
         return folder / "run"
     folder.mkdir()
     dialogue = Conversation((Message("user", "안녕!"), Message("assistant", HOSTILE)))
-    data = write_dialogues(folder / "hostile.jsonl", [dialogue] * 4)
-    options = TrainingOptions(epochs=150, batch_size=4, row_length=120, learning_rate=1e-2, dropout=0.0, keep="last")
+    data = write_dialogues(folder / "hostile.jsonl", [dialogue] * 40)
+    options = TrainingOptions(epochs=15, batch_size=4, row_length=120, learning_rate=1e-2, dropout=0.0, keep="last")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "tiny", dataclasses.replace(TINY, context_length=128))
         finetune(data, folder / "run", tokenizer=tokenizer(), preset="tiny", options=options)
