@@ -242,6 +242,7 @@ def test_a_folder_here_wins(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["runs", "a/b/c", "./a/b", "../b", Path("a/b")])
-def test_what_can_only_be_a_path(name):
+def test_what_can_only_be_a_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # `make demo` makes a folder `runs` where it is called
     with pytest.raises(FileNotFoundError, match="A run directory must exist. Received: .*. Check the path"):
         load(name)
