@@ -26,7 +26,7 @@ def close(actual, expected):
 
 @pytest.fixture
 def products(monkeypatch):
-    """The shapes of the right factors of products that were not left to `Dense`."""
+    """The shapes of the right factors of all products; those of `Dense` have two axes."""
     shapes, matmul = [], ops.matmul
 
     def noted(left, right):
