@@ -29,8 +29,8 @@ from smolite.exporters.tflite import build_tflite
 
 run, out = map(Path, sys.argv[1:])
 model = checkpoint.load_model(run)
-build_saved_model(model, out / "saved_model", prefill_lengths=(4, 16), cache_length=48)
-build_tflite(out / "saved_model", out / "model.tflite")
+names = build_saved_model(model, out / "saved_model", prefill_lengths=(4, 16), cache_length=48)
+build_tflite(out / "saved_model", out / "model.tflite", names)
 quantize_tflite(out / "model.tflite", out / "model_int8.tflite")
 plain = quantizer.Quantizer(str(out / "model.tflite"), recipe.dynamic_wi8_afp32()).quantize()
 (out / "plain_int8.bin").write_bytes(plain.quantized_model)

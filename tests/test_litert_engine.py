@@ -177,8 +177,8 @@ from smolite import checkpoint
 from smolite.exporters.saved_model import build_saved_model
 from smolite.exporters.tflite import build_tflite
 model = checkpoint.load_model(sys.argv[1])
-build_saved_model(model, sys.argv[2], prefill_lengths=(16,), cache_length=256)
-build_tflite(sys.argv[2], sys.argv[3])
+names = build_saved_model(model, sys.argv[2], prefill_lengths=(16,), cache_length=256)
+build_tflite(sys.argv[2], sys.argv[3], names)
 """
 
 

@@ -1,7 +1,8 @@
 """The SavedModel target: `forward`, `prefill_<T>` and `decode` over one set of variables, and an engine that runs them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,8 @@ def build_saved_model(
     prefill_lengths: Sequence[int],
     cache_length: int,
     windows: Sequence[int] = (),
-) -> None:
+    to_convert: bool = False,
+) -> list[str]:
     """Writes a TensorFlow SavedModel with the endpoints `forward` (also `serving_default`), `prefill_<T>` and `decode`.
 
     An encoder-decoder has `encode` in place of `prefill_<T>`, for sources of the one length T.
@@ -36,6 +38,10 @@ def build_saved_model(
         prefill_lengths: the lengths T.
         cache_length: S, the slots of the cache.
         windows: slots that further signatures look at, W; see `signatures`.
+        to_convert: whether it is only a step to a .tflite file, which needs neither `forward` nor gradients.
+
+    Returns:
+        The names of the edge signatures, `decode` after those that prefill.
 
     Raises:
         ValueError: the model is on another backend or computes in another type.
@@ -50,13 +56,18 @@ def build_saved_model(
         )
     if isinstance(model, Seq2SeqLM):
         signatures = pair_signatures(model, source_length=prefill_lengths[0], cache_length=cache_length)
-        signatures[FORWARD] = pair_forward(model)
+        forward: Callable[[Any], Any] = pair_forward
     else:
         signatures = edge_signatures(model, prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows)
-        signatures[FORWARD] = forward_signature(model)
+        forward = forward_signature
+    names = sorted(signatures, key=lambda name: (name.startswith(DECODE), name))
+    if not to_convert:
+        signatures[FORWARD] = signatures["serving_default"] = forward(model)
     module = tf.Module()
     module.model_variables = [weight.value for weight in model.weights]
-    tf.saved_model.save(module, str(path), signatures={**signatures, "serving_default": signatures[FORWARD]})
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=not to_convert)
+    tf.saved_model.save(module, str(path), signatures=signatures, options=options)
+    return names
 
 
 def build(model: LanguageModel, path: Path, *, quantize: None, prefill_lengths: Sequence[int], cache_length: int) -> None:

@@ -3,25 +3,24 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from smolite.exporters.quantization import quantize_tflite
 from smolite.exporters.saved_model import build_saved_model
-from smolite.exporters.signatures import DECODE, FORWARD
 from smolite.seq2seq import LanguageModel
 
 
-def build_tflite(saved_model: str | Path, path: str | Path) -> None:
+def build_tflite(saved_model: str | Path, path: str | Path, names: Sequence[str]) -> None:
     """Converts the edge signatures of a SavedModel to a .tflite file, with built-in operators only.
 
     Args:
         saved_model: folder written by `build_saved_model`.
         path: the file to write.
+        names: the signatures, as returned there.
     """
     import tensorflow as tf
 
-    names = set(tf.saved_model.load(str(saved_model)).signatures) - {FORWARD, "serving_default"}
-    keys = sorted(names, key=lambda name: (name.startswith(DECODE), name))
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=keys)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=list(names))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     Path(path).write_bytes(converter.convert())
 
@@ -39,9 +38,10 @@ def build(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".steps-") as steps:
         saved_model, float_path = Path(steps, "saved_model"), Path(steps, path.name) if quantize else path
         print(f"{path.name}: tracing prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
-        build_saved_model(model, saved_model, prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows)
+        lengths: dict[str, Any] = {"prefill_lengths": prefill_lengths, "cache_length": cache_length, "windows": windows}
+        names = build_saved_model(model, saved_model, **lengths, to_convert=True)
         print(f"{path.name}: converting", flush=True)
-        build_tflite(saved_model, float_path)
+        build_tflite(saved_model, float_path, names)
         if quantize:
             print(f"{path.name}: quantizing to {quantize}", flush=True)
             quantize_tflite(float_path, path, quantize)
