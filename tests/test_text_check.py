@@ -104,7 +104,8 @@ def test_another_answer_is_a_problem_unless_the_file_is_quantized(small, must_ag
     run, engine = small[0], LiteRTLMEngine(small[1] / "model.litertlm")
     prompt = run.template.prompt(user("abc"), run.tokenizer)
     sure, torn = (
-        Case(prompt=prompt, reply=[270, 312], logits=logits, caches={}) for logits in (np.eye(2, 330), np.zeros((2, 330)))
+        Case(prompt=prompt, reply=[270, 312], logits=logits, written=logits, caches={})
+        for logits in (np.eye(2, 330), np.zeros((2, 330)))
     )
     row = Row(artifact="a file", runtime="LiteRT-LM")
     settings = {"slots": engine.context_length, "tie": 1e-4, "must_agree": must_agree}

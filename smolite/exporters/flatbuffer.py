@@ -69,7 +69,10 @@ def _find_end(data: np.ndarray) -> int:
 
 def operator_counts(path: str | Path) -> dict[str, Counter[str]]:
     """How many operators of each kind every signature has; a custom operator (flex ones too) goes by its own name."""
-    model = open_flatbuffer(path)
+    return _count_operators(open_flatbuffer(path))
+
+
+def _count_operators(model: Any) -> dict[str, Counter[str]]:
     names = [operator_name(code) for code in model.operatorCodes]
     return {
         signature.signatureKey.decode(): Counter(
@@ -84,8 +87,8 @@ def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
 
     Checked: the signatures are there, every shape is static, all operators are built in, and there is one embedding table.
     """
-    counts = operator_counts(path)
     model = open_flatbuffer(path)
+    counts = _count_operators(model)
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     table = [config.vocab_size, config.hidden_dim]
     tables = {tensor.buffer for tensor in tensors if _shape(tensor) == table and _is_stored(model.buffers[tensor.buffer])}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from smolite.engines import Engine
+from smolite.engines import Engine, prefill_length
 from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.saved_model import SavedModelEngine
 from smolite.exporters.signatures import cache_name
@@ -19,6 +19,8 @@ from smolite.layers import MASKED_SCORE
 from smolite.models import CausalLM
 from smolite.seq2seq import LanguageModel, Seq2SeqLM
 from smolite.seq2seq_engine import Seq2SeqEngine
+
+_MOST_LOGITS = 1 << 24  # of one forward: 64 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +30,15 @@ class Case:
     Args:
         prompt: token ids.
         reply: the greedy ids after it.
-        logits: (len(reply), V), those that each id of the reply was picked from.
+        logits: (len(reply), V), those that each id of the reply would be picked from.
+        written: the same of the engine that wrote the text.
         caches: name → keys (K, T, H) or values (K, H, T) of prompt and reply without its last id.
     """
 
     prompt: list[int]
     reply: list[int]
     logits: np.ndarray
+    written: np.ndarray
     caches: dict[str, np.ndarray]
 
 
@@ -71,25 +75,30 @@ def work_out_cases(
     texts = []
     for prompt in prompts:
         room = engine.target_length if isinstance(engine, Seq2SeqEngine) else engine.context_length - len(prompt) + 1
-        count = min(max_new_tokens, room)
-        texts.append((list(prompt), _write_greedily(engine, prompt, count)))
+        texts.append(_write_greedily(engine, prompt, min(max_new_tokens, room)))
     if isinstance(engine, Seq2SeqEngine):
-        return [_work_out_pair(model, engine, prompt, reply) for prompt, reply in texts]
-    length = max(len(prompt) + len(reply) for prompt, reply in texts) - 1
-    return [_work_out(model, prompt, reply, min(length, engine.context_length)) for prompt, reply in texts]
+        return [_work_out_pair(model, engine, text) for text in texts]
+    lengths = [prefill_length(len(text.prompt) + len(text.reply) - 1, engine.context_length) for text in texts]
+    cases: dict[int, Case] = {}
+    for length in set(lengths):
+        places = [place for place, padded in enumerate(lengths) if padded == length]
+        rows = max(1, _MOST_LOGITS // (length * engine.vocab_size))
+        for group in (places[first : first + rows] for first in range(0, len(places), rows)):
+            cases |= zip(group, _work_out(model, [texts[place] for place in group], length), strict=True)
+    return [cases[place] for place in range(len(texts))]
 
 
-def compare(engine: Engine, cases: Sequence[Case], *, tie: float) -> Difference:
+def compare(engine: Engine | None, cases: Sequence[Case], *, tie: float) -> Difference:
     """Feeds the text of every case to an engine.
 
     Args:
-        engine: an engine of batch size 1.
+        engine: an engine of batch size 1; None for the one that wrote the text, which needs not read it again.
         cases: from `work_out_cases`.
         tie: a greedy token counts as the same where Keras rates both tokens within this difference of logits.
     """
     logits, caches, same, products = [0.0], [], [], np.zeros(2)
     for case in cases:
-        answers = np.concatenate(list(_feed(engine, case)))
+        answers = np.concatenate(list(_feed(engine, case))) if engine else case.written
         if isinstance(engine, SavedModelEngine):
             plain = engine.forward(np.array([case.prompt + case.reply[:-1]]))
             logits.append(_largest(plain[0, len(case.prompt) - 1 :] - case.logits))
@@ -106,11 +115,22 @@ def compare(engine: Engine, cases: Sequence[Case], *, tie: float) -> Difference:
     return Difference(logits=max(logits), caches=worst, tokens=int(hits.sum()), num_tokens=len(hits), scale=scale)
 
 
-def _write_greedily(engine: Engine, prompt: Sequence[int], count: int) -> list[int]:
-    reply = [int(engine.start([prompt]).argmax())]
+@dataclass(frozen=True)
+class _Text:
+    """What an engine wrote after a prompt, and its logits (len(reply), V) before each id."""
+
+    prompt: list[int]
+    reply: list[int]
+    written: np.ndarray
+
+
+def _write_greedily(engine: Engine, prompt: Sequence[int], count: int) -> _Text:
+    written = [engine.start([prompt])]
+    reply = [int(written[0].argmax())]
     while len(reply) < count:
-        reply.append(int(engine.step(reply[-1:]).argmax()))
-    return reply
+        written.append(engine.step(reply[-1:]))
+        reply.append(int(written[-1].argmax()))
+    return _Text(list(prompt), reply, np.concatenate(written))
 
 
 def _feed(engine: Engine, case: Case) -> Iterator[np.ndarray]:
@@ -131,27 +151,35 @@ def _largest(difference: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
 
 
-def _work_out_pair(model: Seq2SeqLM, engine: Seq2SeqEngine, prompt: list[int], reply: list[int]) -> Case:
+def _work_out_pair(model: Seq2SeqLM, engine: Seq2SeqEngine, text: _Text) -> Case:
     """Source and target are padded on the right to the engine's lengths, so that backends compile once."""
     source, tokens = np.zeros((1, engine.context_length), "int32"), np.zeros((1, engine.target_length), "int32")
-    source[0, : len(prompt)] = prompt
-    tokens[0, : len(reply)] = [engine.start_id, *reply[:-1]]
-    segments = (np.arange(engine.context_length) < len(prompt))[None].astype("int32")
+    source[0, : len(text.prompt)] = text.prompt
+    tokens[0, : len(text.reply)] = [engine.start_id, *text.reply[:-1]]
+    segments = (np.arange(engine.context_length) < len(text.prompt))[None].astype("int32")
     logits = model({"source": source, "tokens": tokens, "source_segments": segments})
-    return Case(prompt=prompt, reply=reply, logits=ops.convert_to_numpy(logits)[0, : len(reply)], caches={})
+    return Case(**vars(text), logits=ops.convert_to_numpy(logits)[0, : len(text.reply)], caches={})
 
 
-def _work_out(model: CausalLM, prompt: list[int], reply: list[int], length: int) -> Case:
-    """Every case is padded on the right to one length, which changes nothing, so that backends compile once."""
-    text = prompt + reply[:-1]
-    tokens = np.zeros((1, length), "int32")
-    tokens[0, : len(text)] = text
-    logits = ops.convert_to_numpy(model({"tokens": tokens})[0, len(prompt) - 1 : len(text)])
+def _work_out(model: CausalLM, texts: Sequence[_Text], length: int) -> list[Case]:
+    """Texts are padded on the right to one length, which changes nothing, and read together."""
+    tokens = np.zeros((len(texts), length), "int32")
+    for row, text in enumerate(texts):
+        known = text.prompt + text.reply[:-1]
+        tokens[row, : len(known)] = known
+    logits = ops.convert_to_numpy(model({"tokens": tokens}))
     mask = np.where(np.tri(length, dtype=bool), 0.0, MASKED_SCORE).astype("float32")[None, None]
-    hidden = model.embed(ops.convert_to_tensor(tokens))
-    _, cache = model.cached_body(hidden, model.empty_cache(1, length), slot=0, mask=ops.convert_to_tensor(mask))
+    hidden, empty = model.embed(ops.convert_to_tensor(tokens)), model.empty_cache(len(texts), length)
+    _, cache = model.cached_body(hidden, empty, slot=0, mask=ops.convert_to_tensor(mask))
+    layers = [tuple(map(ops.convert_to_numpy, pair)) for pair in cache]
+    return [_cut(text, row, logits, layers) for row, text in enumerate(texts)]
+
+
+def _cut(text: _Text, row: int, logits: np.ndarray, layers: Sequence[tuple[np.ndarray, ...]]) -> Case:
+    """What counts of a row."""
+    first, end = len(text.prompt) - 1, len(text.prompt) + len(text.reply) - 1
     caches = {}
-    for layer, (keys, values) in enumerate(cache):
-        caches[cache_name("k", layer)] = ops.convert_to_numpy(keys)[0, :, : len(text)]
-        caches[cache_name("v", layer)] = ops.convert_to_numpy(values)[0, :, :, : len(text)]
-    return Case(prompt=prompt, reply=reply, logits=logits, caches=caches)
+    for layer, (keys, values) in enumerate(layers):
+        caches[cache_name("k", layer)] = keys[row, :, :end]
+        caches[cache_name("v", layer)] = values[row, :, :, :end]
+    return Case(**vars(text), logits=logits[row, first:end], caches=caches)
