@@ -77,7 +77,7 @@ def _by_tensorflow(model: Any, function: Callable, is_step: bool) -> Callable:
 
     if is_step and not tf.config.list_physical_devices("GPU"):
         function = _with_rows_in_parts(function)
-    return tf.function(partial(function, model), jit_compile=is_step or None)
+    return tf.function(partial(function, model), jit_compile=is_step or None, autograph=False)
 
 
 def _by_jax(model: Any, function: Callable, is_step: bool) -> Callable:
