@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from exported import SLOTS, exported_run, random_weights, run_apart, save_small_run
+from exported import SLOTS, exported_run, made_once, random_weights, run_apart, save_small_run
 
 from smolite import checkpoint
 from smolite.chat import Message
@@ -37,11 +37,7 @@ def small_bundles(factory):
         factory: pytest's `tmp_path_factory`.
     """
     run = checkpoint.load(exported_run(factory))
-    folder = factory.getbasetemp() / "bundles"
-    if not folder.exists():
-        folder.mkdir()
-        bundle_files(run, run.path / "export", folder, cache_length=SLOTS)
-    return run, folder
+    return run, made_once(factory, "bundles", lambda folder: bundle_files(run, run.path / "export", folder, cache_length=SLOTS))
 
 
 def bundle_files(run: checkpoint.Run, source: Path, folder: Path, *, cache_length: int):
@@ -52,19 +48,21 @@ def bundle_files(run: checkpoint.Run, source: Path, folder: Path, *, cache_lengt
 
 def lively_bundles(factory):
     """As `small_bundles`, of a run with 160 slots that talks in whole pieces, with no bytes and no marker but `<end>`."""
-    folder = factory.getbasetemp() / "lively"
-    if not folder.exists():
-        run = checkpoint.load(save_small_run(folder))
-        model = CausalLM(dataclasses.replace(run.model.config, context_length=160))
-        random_weights(model, 0)
-        random = np.random.default_rng(0)
-        for weight in model.weights:
-            if not weight.path.endswith(("scale", "gamma")):
-                values = random.normal(0, 0.3, weight.shape)
-                mute = np.isin(np.arange(len(values)), [0, 1, 2, 4, *range(6, 262)])[:, None]
-                weight.assign(np.where(mute, 0.0, values) if weight is model.token_embedding.embeddings else values)
-        shutil.rmtree(run.path)
-        checkpoint.save(run.path, model, run.tokenizer)
-        run_apart(CONVERT, run.path, folder, KERAS_BACKEND="tensorflow")
-        bundle_files(checkpoint.load(run.path), folder, folder, cache_length=160)
+    folder = made_once(factory, "lively", _make_lively)
     return checkpoint.load(folder / "run"), folder
+
+
+def _make_lively(folder: Path) -> None:
+    run = checkpoint.load(save_small_run(folder))
+    model = CausalLM(dataclasses.replace(run.model.config, context_length=160))
+    random_weights(model, 0)
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        if not weight.path.endswith(("scale", "gamma")):
+            values = random.normal(0, 0.3, weight.shape)
+            mute = np.isin(np.arange(len(values)), [0, 1, 2, 4, *range(6, 262)])[:, None]
+            weight.assign(np.where(mute, 0.0, values) if weight is model.token_embedding.embeddings else values)
+    shutil.rmtree(run.path)
+    checkpoint.save(run.path, model, run.tokenizer)
+    run_apart(CONVERT, run.path, folder, KERAS_BACKEND="tensorflow")
+    bundle_files(checkpoint.load(run.path), folder, folder, cache_length=160)

@@ -1,12 +1,15 @@
 """A small run and its exported files, converted once per test session in a process of their own."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
+from filelock import FileLock
 
 from smolite import checkpoint
 from smolite.config import ModelConfig
@@ -68,20 +71,44 @@ def save_small_run(folder: Path, *, seed: int = 0) -> Path:
     return checkpoint.save(folder / "run", model, tokenizer)
 
 
+def made_once(factory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` has filled: for the first process that runs tests and asks for it; others get a copy.
+
+    Args:
+        factory: pytest's `tmp_path_factory`.
+        name: of the folder.
+        make: takes the empty folder.
+    """
+    own = factory.getbasetemp() / name
+    if own.exists():
+        return own
+    shared = own.parents[1] / name if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(shared.with_suffix(".lock")):
+        if not shared.exists():
+            shared.mkdir()
+            try:
+                make(shared)
+            except BaseException:
+                shutil.rmtree(shared)
+                raise
+    return own if own == shared else Path(shutil.copytree(shared, own))
+
+
 def exported_run(factory) -> Path:
     """The run directory; its `export` folder holds a SavedModel and both .tflite files, with prefill 4 and 16 and 48 slots.
 
     Args:
         factory: pytest's `tmp_path_factory`.
     """
-    folder = factory.getbasetemp() / "exported"
-    if not folder.exists():
-        run = save_small_run(folder)
-        (run / "export").mkdir()
-        run_apart(CONVERT, run, run / "export", KERAS_BACKEND="tensorflow")
-        loaded = checkpoint.load(run)
-        write_client_files(run / "export", tokenizer=loaded.tokenizer, template=loaded.template)
-    return folder / "run"
+    return made_once(factory, "exported", _export) / "run"
+
+
+def _export(folder: Path) -> None:
+    run = save_small_run(folder)
+    (run / "export").mkdir()
+    run_apart(CONVERT, run, run / "export", KERAS_BACKEND="tensorflow")
+    loaded = checkpoint.load(run)
+    write_client_files(run / "export", tokenizer=loaded.tokenizer, template=loaded.template)
 
 
 def run_apart(code: str, *arguments, **environment) -> str:

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from exported import CONVERT, run_apart
+from exported import CONVERT, made_once, run_apart
 from tiny import TINY, tokenizer, write_dialogues
 
 from smolite.chat import Conversation, Message
@@ -31,10 +31,10 @@ def hostile_run(factory):
     Args:
         factory: pytest's `tmp_path_factory`.
     """
-    folder = factory.getbasetemp() / "hostile"
-    if folder.exists():
-        return folder / "run"
-    folder.mkdir()
+    return made_once(factory, "hostile", _train) / "run"
+
+
+def _train(folder):
     dialogue = Conversation((Message("user", "안녕!"), Message("assistant", HOSTILE)))
     data = write_dialogues(folder / "hostile.jsonl", [dialogue] * 40)
     options = TrainingOptions(epochs=15, batch_size=4, row_length=120, learning_rate=1e-2, dropout=0.0, keep="last")
@@ -44,7 +44,6 @@ def hostile_run(factory):
     (folder / "run" / "export").mkdir()
     convert = CONVERT.replace("cache_length=48", "cache_length=128")
     run_apart(convert, folder / "run", folder / "run" / "export", KERAS_BACKEND="tensorflow")
-    return folder / "run"
 
 
 def free_port():

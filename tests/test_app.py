@@ -216,6 +216,7 @@ def test_markup_is_text():
     assert not set("<>") & set(part["text"]) and html.unescape(part["text"]) == hostile
 
 
+@pytest.mark.slow
 def test_exported_files_are_engines(tmp_path_factory):
     run = checkpoint.load(exported_run(tmp_path_factory))
     assert engine_names(run) == ["keras", "saved_model", "model.tflite", "model_int8.tflite"]

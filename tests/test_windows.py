@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from exported import LAYERS, PREFILL, SLOTS, exported_run, follow, keras_logits, run_apart
+from exported import LAYERS, PREFILL, SLOTS, exported_run, follow, keras_logits, made_once, run_apart
 from test_exporters import chat
 from test_faults import edit, write_to_the_first_slot
 
@@ -41,12 +41,12 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def file(run, tmp_path_factory):
     """A windowed .tflite file, with what a client needs beside it."""
-    folder = tmp_path_factory.getbasetemp() / "windowed"
-    if not folder.exists():
-        folder.mkdir()
+
+    def make(folder):
         run_apart(CONVERT, run.path, folder / "model.tflite", KERAS_BACKEND="tensorflow")
         write_client_files(folder, tokenizer=run.tokenizer, template=run.template)
-    return folder / "model.tflite"
+
+    return made_once(tmp_path_factory, "windowed", make) / "model.tflite"
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,12 @@ def text(run):
 
 
 @pytest.mark.parametrize("split", [1, 5, 8, 9, 18, 21, SLOTS])
+@pytest.mark.slow
 def test_any_split_gives_the_logits_of_the_uncached_model(run, file, text, split):
     np.testing.assert_allclose(follow(TFLiteEngine(file), text, split), keras_logits(run.model, text)[split - 1 :], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_least_window_that_holds_the_tokens_is_looked_at(file, text):
     calls = []
 
@@ -73,6 +75,7 @@ def test_the_least_window_that_holds_the_tokens_is_looked_at(file, text):
     assert calls[2:] == [("decode_in_8", few)] * 2 + [("decode_in_20", more)] * 12 + [("decode", all_of_them)] * (SLOTS - 20)
 
 
+@pytest.mark.slow
 def test_a_window_reads_nothing_behind_it(file, text):
     """What a longer text left in the slots behind the window does not change a bit."""
     engine = TFLiteEngine(file)
@@ -81,6 +84,7 @@ def test_a_window_reads_nothing_behind_it(file, text):
     np.testing.assert_array_equal(follow(engine, text[:20], 3), expected)
 
 
+@pytest.mark.slow
 def test_the_file_has_the_signatures_of_each_window_over_one_table(run, file):
     counts = operator_counts(file)
     shapes = signature_shapes(prefill_lengths=PREFILL, cache_length=SLOTS, windows=WINDOWS)
@@ -92,12 +96,14 @@ def test_the_file_has_the_signatures_of_each_window_over_one_table(run, file):
     assert planned.file("model.litertlm") == plan(run.path, prefill_lengths=PREFILL, cache_length=SLOTS).file("model.litertlm")
 
 
+@pytest.mark.slow
 def test_the_client_uses_windows(run, file):
     """It says what it says with the file that has none."""
     settings = "--max-new-tokens", 6, "--prompt", "안녕하세요", "<end> 뭐 먹을까?"
     assert chat(file, *settings) == chat(run.path / "export" / "model.tflite", *settings)
 
 
+@pytest.mark.slow
 def test_verify_tries_every_window(run, file, tmp_path):
     settings = {"prompts": [[7] * 3, [7] * 12], "max_new_tokens": 4}
     assert verify(run.path, out=file.parent, **settings).passed
