@@ -44,9 +44,9 @@ def litert(job: dict[str, Any]) -> Callable[[], Opened]:
             calls.clear()
             return super().start(prompts)
 
-        def _read(self, tokens, length):
+        def _read(self, tokens, *signature):
             start = time.perf_counter()
-            logits = super()._read(tokens, length)
+            logits = super()._read(tokens, *signature)
             calls.append((len(tokens), time.perf_counter() - start))
             return logits
 

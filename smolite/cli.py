@@ -44,6 +44,7 @@ ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", 
 
 
 WINDOWS_HELP = "tflite: slots that short chats are answered from; default: a quarter and half of the cache, from 128 on"
+DRAFTS_HELP = "tflite: tokens guessed from the text so far and checked in one call"
 LIGHT = {"plan": ("smolite.exporters.planning", "print_plan")}  # verbs that need no backend, and where they are
 
 
@@ -191,6 +192,7 @@ def _add_file_verbs(verbs) -> None:
     export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
     export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
     export.add_argument("--windows", type=int, nargs="*", help=WINDOWS_HELP)
+    export.add_argument("--drafts", type=int, default=0, help=DRAFTS_HELP)
     export.add_argument("--overwrite", action="store_true", help="replace existing files")
 
     quality = _verb(verbs, "quality", "measure every way to quantize, and keep the smallest file that is good enough")
@@ -228,6 +230,7 @@ def _add_measuring_verbs(verbs) -> None:
     plan.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length, at most 1,024")
     plan.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once; default: 16 and 128")
     plan.add_argument("--windows", type=int, nargs="*", help=WINDOWS_HELP)
+    plan.add_argument("--drafts", type=int, default=0, help=DRAFTS_HELP)
     plan.add_argument("--bandwidth", type=float, default=26, help="of the memory in GB/s, for the most tokens a second")
 
     verify = _verb(verbs, "verify", "compare exported files with the Keras model, each in its own runtime")

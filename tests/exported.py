@@ -19,6 +19,7 @@ from smolite.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 LAYERS, SLOTS, PREFILL = 3, 48, (4, 16)
+WINDOWS, DRAFTS = (8, 20), 3
 TEXTS = ["안녕하세요 반가워요", "오늘 점심 뭐 먹을까?", "나는 학생이에요", "abc xyz 0123456789 .,?!"]
 
 CONVERT = """
@@ -37,6 +38,18 @@ build_tflite(out / "saved_model", out / "model.tflite", names)
 quantize_tflite(out / "model.tflite", out / "model_int8.tflite")
 plain = quantizer.Quantizer(str(out / "model.tflite"), recipe.dynamic_wi8_afp32()).quantize()
 (out / "plain_int8.bin").write_bytes(plain.quantized_model)
+"""
+
+
+CONVERT_WINDOWED = f"""
+import sys
+from pathlib import Path
+from smolite import checkpoint
+from smolite.exporters import tflite
+
+run, path = map(Path, sys.argv[1:])
+lengths = dict(prefill_lengths={PREFILL}, cache_length={SLOTS}, windows={WINDOWS}, drafts={DRAFTS})
+tflite.build(checkpoint.load_model(run), path, quantize=None, **lengths)
 """
 
 
@@ -109,6 +122,17 @@ def _export(folder: Path) -> None:
     run_apart(CONVERT, run, run / "export", KERAS_BACKEND="tensorflow")
     loaded = checkpoint.load(run)
     write_client_files(run / "export", tokenizer=loaded.tokenizer, template=loaded.template)
+
+
+def windowed_file(factory) -> Path:
+    """The .tflite file of the same run that also looks at 8 or 20 slots and checks 3 drafts, with what a client needs."""
+
+    def convert(folder):
+        run = checkpoint.load(exported_run(factory))
+        run_apart(CONVERT_WINDOWED, run.path, folder / "model.tflite", KERAS_BACKEND="tensorflow")
+        write_client_files(folder, tokenizer=run.tokenizer, template=run.template)
+
+    return made_once(factory, "windowed", convert) / "model.tflite"
 
 
 def run_apart(code: str, *arguments, **environment) -> str:

@@ -28,7 +28,8 @@ ORDER = """
     sentencepiece_model tokenizer tokenizer_json sources hub dialogues chat templates packing pairs data decoding engines
     samplers generation seq2seq_engine replies evaluation scoring weights quantized smolite1 checkpoint curves callbacks
     progress options optimizers training workplace samples recipes pair_recipes
-    exporters.native_log exporters.signatures exporters.pair_signatures exporters.client_files exporters.cached_engine
+    exporters.native_log exporters.signatures exporters.pair_signatures exporters.client_files exporters.lookup
+    exporters.cached_engine
     exporters.saved_model exporters.flatbuffer exporters.litert_engine exporters.pair_engines exporters.quantization
     exporters.tflite exporters.private_markers exporters.litertlm exporters.litertlm_engine
     exporters.gguf exporters.llama_cpp_engine exporters.keras_hub exporters.conversion

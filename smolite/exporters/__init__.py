@@ -12,7 +12,7 @@ from smolite.config import ModelConfig
 from smolite.exporters.placement import move_files, staging_folder
 from smolite.exporters.processes import last_words, start
 from smolite.exporters.quantization import check_way
-from smolite.exporters.signatures import choose_lengths, choose_windows
+from smolite.exporters.signatures import check_drafts, choose_lengths, choose_windows
 from smolite.exporters.targets import TARGETS, Target
 from smolite.hub import resolve_model
 
@@ -28,6 +28,7 @@ def export(
     prefill_lengths: Sequence[int] | None = None,
     cache_length: int | None = None,
     windows: Sequence[int] | None = None,
+    drafts: int = 0,
     overwrite: bool = False,
 ) -> Path:
     """Writes a run as a file for another runtime, with what a chat client needs beside it, and verifies it.
@@ -48,6 +49,8 @@ def export(
         cache_length: how many tokens a chat can hold. Default: the context length, at most 1,024. Not for GGUF.
         windows: slots of the cache that a chat is answered from as long as it fits there, which is quicker; for TFLite alone.
             Default: a quarter and half of the cache, where that is 128 or more.
+        drafts: tokens that the engine guesses from what was said before and has checked in one call, which is quicker where
+            answers repeat their prompts; for TFLite alone. Default: none.
         overwrite: whether an existing file may be replaced.
 
     Returns:
@@ -70,8 +73,13 @@ def export(
         raise ValueError(f"{format} has no fixed lengths. Received: `prefill_lengths` or `cache_length`. Leave them out.")
     if windows and not target.windowed:
         raise ValueError(f"{format} has no windows. Received: `windows` {tuple(windows)}. Leave them out.")
+    if drafts and not target.windowed:
+        raise ValueError(f"{format} has no drafts. Received: `drafts` {drafts}. Leave it out.")
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
-    looks = {"windows": choose_windows(config, cache_length=slots, windows=windows)} if target.windowed else {}
+    check_drafts(config, drafts, cache_length=slots)
+    looks: dict[str, Any] = {}
+    if target.windowed:
+        looks = {"windows": choose_windows(config, cache_length=slots, windows=windows), "drafts": drafts}
     beside = run if run == Path(given).expanduser() else Path(Path(given).name)
     folder = beside / "export" if out is None else Path(out)
     _check_place(folder, name, overwrite=overwrite)

@@ -11,7 +11,7 @@ from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.flatbuffer import check_whole
 from smolite.exporters.native_log import drop_native_log_at_exit, native_log_dropped
 from smolite.exporters.pair_signatures import ENCODE
-from smolite.exporters.signatures import DECODE, prefill_lengths_of, windows_of
+from smolite.exporters.signatures import DECODE, drafts_of, prefill_lengths_of, windows_of
 
 # XNNPACK packs the weights of every signature for itself, unless it has a weight cache. This name means one in memory, which
 # needs Linux; it also saves packing them more than once.
@@ -49,6 +49,7 @@ class TFLiteEngine(CachedEngine):
             context_length=inputs["mask"]["shape"][-1],
             vocab_size=model.get_output_tensor_details(DECODE)["logits"]["shape"][-1],
             windows=windows_of(list(signatures)),
+            drafts=drafts_of(list(signatures)),
         )
         with native_log_dropped():
             self._native = {"model": model, **bind_buffers(model, signatures, self._cache_shapes)}
@@ -65,9 +66,9 @@ class TFLiteEngine(CachedEngine):
         inputs["input_pos"].write(positions)
         inputs["mask"].write(mask)
         self._native["model"].run_by_name(name, inputs, outputs)
-        num_rows = int("logits" in outputs)
-        logits = outputs["logits"].read(self.vocab_size, np.float32) if num_rows else np.empty(0, "float32")
-        return logits.reshape(num_rows, self.vocab_size)
+        if "logits" not in outputs:
+            return np.empty((0, self.vocab_size), "float32")
+        return outputs["logits"].read(len(positions) * self.vocab_size, np.float32).reshape(-1, self.vocab_size)
 
 
 def compile_file(path: Path, num_threads: int) -> Any:

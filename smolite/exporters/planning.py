@@ -9,7 +9,7 @@ from typing import Any
 
 from smolite.config import PRESETS, ModelConfig
 from smolite.exporters.quantization import WAYS, Way, check_way
-from smolite.exporters.signatures import cache_shapes, choose_lengths, choose_windows, signature_shapes
+from smolite.exporters.signatures import cache_shapes, check_drafts, choose_lengths, choose_windows, signature_shapes
 from smolite.exporters.sizes import (
     BLOCK,
     TokenizerSize,
@@ -88,6 +88,7 @@ def plan(
     cache_length: int | None = None,
     prefill_lengths: Sequence[int] | None = None,
     windows: Sequence[int] | None = None,
+    drafts: int = 0,
 ) -> Plan:
     """Sizes, memory and limits of every file that could be exported, from the shape of the model alone.
 
@@ -95,7 +96,7 @@ def plan(
         model: a config, the name of a preset, a run directory or Hugging Face folder, or a model's name on the hub.
         cache_length: as for `export`.
         prefill_lengths: as for `export`.
-        windows: as for `export`, of .tflite files.
+        windows, drafts: as for `export`, of .tflite files.
 
     Returns:
         The plan.
@@ -106,10 +107,11 @@ def plan(
     """
     config, tokenizer = _read(model)
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
-    looks = choose_windows(config, cache_length=slots, windows=windows)
+    looks = {"windows": choose_windows(config, cache_length=slots, windows=windows), "drafts": drafts}
+    check_drafts(config, drafts, cache_length=slots)
     shown = sorted({*(length for length in CACHE_LENGTHS if length <= config.context_length), slots})
     files = [
-        _planned(config, format, way, tokenizer or TokenizerSize(), lengths=lengths, slots=slots, windows=looks)
+        _planned(config, format, way, tokenizer or TokenizerSize(), lengths=lengths, slots=slots, looks=looks)
         for format, target in TARGETS.items()
         if format != "saved_model"
         for way in target.file_names
@@ -200,7 +202,7 @@ def _planned(
     *,
     lengths: Sequence[int],
     slots: int,
-    windows: Sequence[int],
+    looks: Mapping[str, Any],
 ) -> PlannedFile:
     name = TARGETS[format].file_names[way]
     try:
@@ -210,8 +212,7 @@ def _planned(
     if format == "gguf":
         size = gguf_bytes(config, way, tokenizer)
         return PlannedFile(format=format, quantize=way, name=name, num_bytes=size, read_bytes=gguf_weights(config, way))
-    looks = windows if TARGETS[format].windowed else ()
-    signatures = signature_shapes(prefill_lengths=lengths, cache_length=slots, windows=looks)
+    signatures = signature_shapes(prefill_lengths=lengths, cache_length=slots, **(looks if TARGETS[format].windowed else {}))
     size = tflite_bytes(config, _way(way), num_signatures=len(signatures))
     memory = runtime_memory(config, way, prefill_lengths=lengths, cache_length=slots)
     return PlannedFile(

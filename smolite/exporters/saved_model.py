@@ -26,6 +26,7 @@ def build_saved_model(
     prefill_lengths: Sequence[int],
     cache_length: int,
     windows: Sequence[int] = (),
+    drafts: int = 0,
     to_convert: bool = False,
 ) -> list[str]:
     """Writes a TensorFlow SavedModel with the endpoints `forward` (also `serving_default`), `prefill_<T>` and `decode`.
@@ -38,6 +39,7 @@ def build_saved_model(
         prefill_lengths: the lengths T.
         cache_length: S, the slots of the cache.
         windows: slots that further signatures look at, W; see `signatures`.
+        drafts: tokens that a further signature checks besides the one that they follow.
         to_convert: whether it is only a step to a .tflite file, which needs neither `forward` nor gradients.
 
     Returns:
@@ -58,7 +60,8 @@ def build_saved_model(
         signatures = pair_signatures(model, source_length=prefill_lengths[0], cache_length=cache_length)
         forward: Callable[[Any], Any] = pair_forward
     else:
-        signatures = edge_signatures(model, prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows)
+        lengths: dict[str, Any] = {"prefill_lengths": prefill_lengths, "cache_length": cache_length}
+        signatures = edge_signatures(model, **lengths, windows=windows, drafts=drafts)
         forward = forward_signature
     names = sorted(signatures, key=lambda name: (name.startswith(DECODE), name))
     if not to_convert:

@@ -7,6 +7,8 @@
 * `decode_in_<W>` and `prefill_<T>_in_<W>`: the same over the same caches, but they look at the first W slots only, as far as
   their `mask` (1, 1, T, W) goes. Attention costs as many slots as it looks at, written or not, so a short chat is quicker
   there. LiteRT-LM does not know them; only a .tflite file has them.
+* `verify_<T>`: as `prefill_<T>`, with `logits` float32 (1, T, V) of every token, so that an engine can check in one call what
+  it guesses; also `verify_<T>_in_<W>`. Only where a .tflite file was asked for drafts.
 * `forward`: `tokens` int32 (B, T) → `logits` float32 (B, T, V), without a cache. Only in a SavedModel.
 
 The new keys and values go to the slots `input_pos[0]`, `input_pos[0]` + 1, …; all T of them must lie inside the cache, because
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 DECODE = "decode"
 FORWARD = "forward"
 _PREFILL = "prefill_"
+_VERIFY = "verify_"
 _WINDOW = "_in_"
+_MOST_DRAFTS = 31
 _LEAST_WINDOW = 128  # below, attention is a small part of a step
 
 
@@ -38,6 +42,17 @@ def prefill_lengths_of(names: Sequence[str]) -> tuple[int, ...]:
     """The lengths among signature names, ascending: `["decode", "prefill_128", "prefill_16"]` → `(16, 128)`."""
     whole = [name for name in names if _WINDOW not in name]
     return tuple(sorted(int(name.removeprefix(_PREFILL)) for name in whole if name.startswith(_PREFILL)))
+
+
+def verify_name(length: int) -> str:
+    """The signature that takes `length` tokens and gives the logits after each: 5 → `"verify_5"`."""
+    return f"{_VERIFY}{length}"
+
+
+def drafts_of(names: Sequence[str]) -> int:
+    """The most drafts that signatures can check besides the token they follow: `["decode", "verify_5"]` → 4; or none, 0."""
+    lengths = [int(name.removeprefix(_VERIFY)) for name in names if name.startswith(_VERIFY) and _WINDOW not in name]
+    return max(lengths, default=1) - 1
 
 
 def windowed_name(name: str, window: int) -> str:
@@ -119,11 +134,24 @@ def choose_windows(config: ModelConfig, *, cache_length: int, windows: Sequence[
     return chosen
 
 
+def check_drafts(config: ModelConfig, drafts: int, *, cache_length: int) -> None:
+    """Refuses a number of drafts that is not possible: 4 is with a cache of 16, and 16 is not.
+
+    Raises:
+        ValueError: it is negative, above 31, or not less than the cache; or an encoder-decoder is asked for any.
+    """
+    if config.num_encoder_layers and drafts:
+        raise ValueError(f"An encoder-decoder has no drafts. Received: `drafts` {drafts}. Leave it out.")
+    most = min(_MOST_DRAFTS, cache_length - 1)
+    if not 0 <= drafts <= most:
+        raise ValueError(f"`drafts` must be from 0, for none, to {most}. Received: {drafts}. 4 is a good start.")
+
+
 def edge_signatures(
-    model: "CausalLM", *, prefill_lengths: Sequence[int], cache_length: int, windows: Sequence[int] = ()
+    model: "CausalLM", *, prefill_lengths: Sequence[int], cache_length: int, windows: Sequence[int] = (), drafts: int = 0
 ) -> dict[str, Any]:
-    """The concrete functions `prefill_<T>` and `decode` by name, for a model on the TensorFlow backend."""
-    shapes = signature_shapes(prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows)
+    """The concrete functions `prefill_<T>`, `decode` and so on by name, for a model on the TensorFlow backend."""
+    shapes = signature_shapes(prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows, drafts=drafts)
     return {
         name: _cached_function(model, name).get_concrete_function(
             **decode_specs(model.config, length, cache_length, window=window)
@@ -133,7 +161,7 @@ def edge_signatures(
 
 
 def signature_shapes(
-    *, prefill_lengths: Sequence[int], cache_length: int, windows: Sequence[int] = ()
+    *, prefill_lengths: Sequence[int], cache_length: int, windows: Sequence[int] = (), drafts: int = 0
 ) -> dict[str, tuple[int, int]]:
     """Name → tokens and slots it looks at. No window is narrower than the tokens that a signature takes.
 
@@ -141,6 +169,8 @@ def signature_shapes(
     `{"prefill_16": (16, 32), "decode": (1, 32), "decode_in_8": (1, 8)}`.
     """
     lengths = {prefill_name(length): length for length in prefill_lengths} | {DECODE: 1}
+    if drafts:
+        lengths[verify_name(drafts + 1)] = drafts + 1
     shapes = {name: (length, cache_length) for name, length in lengths.items()}
     for window in windows:
         fitting = {name: length for name, length in lengths.items() if length <= window}
@@ -182,7 +212,7 @@ def _cached_function(model: "CausalLM", name: str) -> Any:
         positions = tf.expand_dims(input_pos, 0)
         hidden, cache = model.cached_body(hidden, cache, slot=input_pos[0], mask=mask, positions=positions)
         outputs = {cache_name(kind, i): cache[i]["kv".index(kind)] for i in layers for kind in "kv"}
-        return {**outputs, "logits": exact_head(model, hidden)} if name.startswith(DECODE) else outputs
+        return outputs if name.startswith(_PREFILL) else {**outputs, "logits": exact_head(model, hidden)}
 
     run.__name__ = name
     return tf.function(run, autograph=False)

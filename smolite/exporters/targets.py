@@ -20,8 +20,8 @@ class Target:
 
     Args:
         module: the module with its `build(model, path, *, quantize, prefill_lengths, cache_length)`, which is run in a process
-            of its own on TensorFlow, and takes `windows`, too, where `windowed`; or, where `on_tensorflow` is false, its
-            `build(run, path, *, quantize)`. Its `check_run(run)`, if it has one, refuses a run before that.
+            of its own on TensorFlow, and takes `windows` and `drafts`, too, where `windowed`; or, where `on_tensorflow` is
+            false, its `build(run, path, *, quantize)`. Its `check_run(run)`, if it has one, refuses a run before that.
         engine: module and name of what runs it, with a colon between; an `Engine` where `gives_logits`.
         runtime: what that engine runs on.
         library: import name of that runtime.
@@ -29,7 +29,7 @@ class Target:
         packages: import name → package, of all that it needs.
         extra: the extra of this package that brings them.
         pair_engine: the engine that runs an encoder-decoder, as `engine`; none where there is none.
-        windowed: whether it has signatures that look at the first slots of the cache only.
+        windowed: whether it has signatures that look at the first slots of the cache only, or check drafts.
         on_tensorflow: whether it is made of a TensorFlow graph, with fixed lengths.
         complete: whether it holds tokenizer and template, too; `build` is then given the run in place of the model.
         gives_logits: whether the runtime gives logits, so that an `Engine` can run on it.

@@ -33,13 +33,14 @@ def build(
     prefill_lengths: Sequence[int],
     cache_length: int,
     windows: Sequence[int] = (),
+    drafts: int = 0,
 ) -> None:
     """Writes a .tflite file, quantized if `quantize` names a recipe, and says on standard output how far it is."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".steps-") as steps:
         saved_model, float_path = Path(steps, "saved_model"), Path(steps, path.name) if quantize else path
         print(f"{path.name}: tracing prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
         lengths: dict[str, Any] = {"prefill_lengths": prefill_lengths, "cache_length": cache_length, "windows": windows}
-        names = build_saved_model(model, saved_model, **lengths, to_convert=True)
+        names = build_saved_model(model, saved_model, **lengths, drafts=drafts, to_convert=True)
         print(f"{path.name}: converting", flush=True)
         build_tflite(saved_model, float_path, names)
         if quantize:
