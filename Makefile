@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
+# Whatever the environment says: what is imported is compiled once, not by each of the many processes that the tests start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint format
 
@@ -25,8 +27,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Installs the package with an extra; again only when pyproject.toml has changed. What is never imported is never compiled.
+# Installs the package with an extra; again only when pyproject.toml has changed. pip would compile on one core; some packages
+# hold files that are no Python, which compileall tells by its status.
 $(VENV)/.installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[$*]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@

@@ -1,12 +1,15 @@
 """The benchmarks: their figures on paper, what they refuse, and both scripts at a toy size."""
 
 import importlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from exported import DRAFTS, exported_run, windowed_file
 
 ROOT = Path(__file__).parents[1]
 BACKEND = os.environ["KERAS_BACKEND"]
@@ -150,3 +153,19 @@ def test_decode_prints_a_row_for_each_engine():
     assert [row[:2] for row in table] == [["engine", "on"], ["smolite", BACKEND], *peers, *files]
     assert all(float(row[2].replace(",", "")) > 0 for row in table[1:])
     assert table[2][4] and not table[1][4]
+
+
+@pytest.mark.slow
+def test_lookup_counts_what_a_call_gives(tmp_path, tmp_path_factory):
+    place = tmp_path / "work" / str(DRAFTS) / "model.tflite"
+    place.parent.mkdir(parents=True)
+    shutil.copy(windowed_file(tmp_path_factory), place)
+    turns = [{"role": "user", "content": "안녕"}, {"role": "assistant", "content": "반가워"}]
+    (tmp_path / "short.jsonl").write_text(json.dumps({"messages": turns}), "utf-8")
+    options = ("--drafts", str(DRAFTS), "--work", str(tmp_path / "work"), "--dataset", str(tmp_path / "short.jsonl"))
+    done = run("lookup.py", str(exported_run(tmp_path_factory)), *options, "--tokens", "20", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    (table,) = tables(done.stdout)
+    new, again, _ = [float(row[-1]) for row in table[1:]]
+    assert [row[1] for row in table[1:]] == ["nothing comes again", "the prompt once more", "replies"]
+    assert new <= 1 < again and all(float(row[2].replace(",", "")) > 0 for row in table[1:])
