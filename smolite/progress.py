@@ -62,6 +62,36 @@ class TimeLeft(keras.callbacks.Callback):
         logs["minutes_left"] = minutes / self.done * (self.params["epochs"] - epoch - 1)
 
 
+class Pulse(keras.callbacks.Callback):
+    """Prints how far an epoch is, every minute, where its progress bar is not shown: `verbose=2`, as in a log file.
+
+    Comes after `Speed`.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    async_safe = True
+
+    def __init__(self, seconds: float = 60.0):
+        super().__init__()
+        self.seconds = seconds
+        self.started = self.shown = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = self.shown = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now, done, steps = time.perf_counter(), batch + 1, self.params["steps"]
+        if self.params["verbose"] != 2 or now - self.shown < self.seconds or done == steps:
+            return
+        self.shown = now
+        left = (now - self.started) / done * (steps - done) / 60
+        loss, speed = float(logs["loss"]), logs["tokens_per_second"]
+        state = f"loss: {loss:.4f} - tokens_per_second: {speed:.1f} - minutes_left in the epoch: {left:.1f}"
+        print(f"{done}/{steps} - {state}", flush=True)
+
+
 class Samples(keras.callbacks.Callback):
     """Prints what the model writes, after every `every` batches, counted over all epochs.
 

@@ -297,4 +297,4 @@ def _reports(
     if split.validation is not None:
         reports.append(callbacks.BitsPerCharacter(split.validation.num_trained, split.validation_characters))
     every = options.sample_steps * options.accumulation or max(options.epochs // 5, 1) * len(dataset)
-    return [*reports, progress.Samples(sample, every, epoch_length=len(dataset))]
+    return [*reports, progress.Pulse(), progress.Samples(sample, every, epoch_length=len(dataset))]

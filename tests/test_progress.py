@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from smolite import progress
-from smolite.progress import Samples, Speed, TimeLeft
+from smolite.progress import Pulse, Samples, Speed, TimeLeft
 
 X = np.random.default_rng(1).normal(size=(8, 4)).astype("float32")
 
@@ -21,10 +21,10 @@ def clock(monkeypatch, *times):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(moments))
 
 
-def fit(model, callback, *, epochs, first=0, **given):
+def fit(model, *callbacks, epochs, first=0, **given):
     """Eight rows in batches of two: four batches in an epoch."""
     settings = {"batch_size": 2, "shuffle": False, "verbose": 0, **given}
-    return model.fit(X, X[:, :1], epochs=epochs, initial_epoch=first, callbacks=[callback], **settings)
+    return model.fit(X, X[:, :1], epochs=epochs, initial_epoch=first, callbacks=list(callbacks), **settings)
 
 
 @pytest.mark.parametrize(("every", "shown"), [(4, [4, 8, 12]), (3, [3, 6, 9, 12]), (5, [5, 10]), (8, [8])])
@@ -81,3 +81,21 @@ def test_the_time_left_is_that_of_the_epochs_to_come(monkeypatch):
     left.on_epoch_end(2, {})
     left.on_epoch_end(3, logs := {})
     assert logs == {"minutes_left": 20.0}
+
+
+@pytest.mark.parametrize(("verbose", "lines"), [(0, 0), (1, 0), (2, 3)])
+def test_a_log_file_sees_an_epoch_go_on(capsys, verbose, lines):
+    """Four batches: a line after each but the last, which Keras' own line follows."""
+    fit(small_model(), Speed(600, 200), Pulse(seconds=0), epochs=1, verbose=verbose)
+    assert capsys.readouterr().out.count("minutes_left in the epoch") == lines
+
+
+def test_a_pulse_comes_once_a_minute_and_says_what_is_left_of_the_epoch(monkeypatch, capsys):
+    """After 61 seconds 3 of 12 batches are done: the other nine take three times as long."""
+    pulse = Pulse()
+    pulse.set_params({"verbose": 2, "steps": 12})
+    clock(monkeypatch, 100.0, 130.0, 161.0, 190.0)
+    pulse.on_epoch_begin(0)
+    for batch in (0, 2, 3):
+        pulse.on_train_batch_end(batch, {"loss": 4.25, "tokens_per_second": 5000.0})
+    assert capsys.readouterr().out == "3/12 - loss: 4.2500 - tokens_per_second: 5000.0 - minutes_left in the epoch: 3.0\n"
