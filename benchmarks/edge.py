@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edge_files import LLAMA_CPP, TEXT_FILE, make_files
+from edge_files import GROWING, LLAMA_CPP, TEXT_FILE, make_files
 from edge_profile import profile, words
 from peers import SIZES, check_installed, count, shape_of
 from table import conditions, markdown, middle, number, publish, ratio, spread
@@ -27,7 +27,7 @@ from turns import Worker
 
 from smolite.exporters.targets import TARGETS
 
-OURS = "smolite .litertlm"
+OURS = GROWING  # what the ratios are of
 WAYS = tuple(way or "float32" for way in TARGETS["litertlm"].file_names)
 PACKAGES = {"litert-lm-api": "litert_lm", "ai-edge-litert": "ai_edge_litert", "ai-edge-quantizer": "ai_edge_quantizer"}
 PEERS = {"llama.cpp": "cyllama"}
@@ -149,7 +149,7 @@ def memory_speed(turns: Turns, threads: int) -> float:
 
 
 def table_of(turns: Turns, threads: int) -> str:
-    """A row for every file on so many threads, with our .litertlm file of the same way over it."""
+    """A row for every file on so many threads, with our growing .litertlm file of the same way over it."""
     sides = [side for side in turns if side.threads == threads and side.path]
     ours = {side.way: column(turns[side]) for side in sides if side.name == OURS}
     rows = [row_of(side, column(turns[side]), ours[side.way], memory_speed(turns, threads)) for side in sides]

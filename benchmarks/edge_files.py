@@ -30,6 +30,7 @@ LITERT_TORCH: Mapping[str, str] = MappingProxyType(
 )
 LLAMA_CPP: Mapping[str, str | None] = MappingProxyType({"float32": None, "f16": "f16", "int8": "q8_0", "int4_block32": "q4_0"})
 TEXT_FILE = "texts.json"
+GROWING = "smolite .litertlm, growing"
 TARGET = "31415926"  # whose log probability after the prompt shows that all sides hold the same weights
 
 
@@ -42,7 +43,7 @@ def make_files(folder: Path, job: Mapping[str, Any], *, litert_torch: str | None
         litert_torch: a Python that has litert-torch, or none to leave it out.
 
     Returns:
-        (side, way) → file; the side is `smolite .tflite`, `smolite .litertlm`, `llama.cpp` or `litert-torch`.
+        (side, way) → file; the side is `smolite .tflite`, `smolite .litertlm`, `llama.cpp` or `litert-torch`, or `GROWING`.
     """
     files = places_of(folder, job["ways"], job["peers"])
     if not (folder / TEXT_FILE).exists() or not all(path.exists() for path in files.values()):
@@ -59,6 +60,7 @@ def make_files(folder: Path, job: Mapping[str, Any], *, litert_torch: str | None
 def places_of(folder: Path, ways: Sequence[str], peers: Sequence[str]) -> dict[tuple[str, str], Path]:
     """(side, way) → file, of all that need no other Python."""
     ours = {(f"smolite .{kind}", way): folder / f"smolite_{way}.{kind}" for kind in ("tflite", "litertlm") for way in ways}
+    ours |= {(GROWING, way): folder / f"growing_{way}.litertlm" for way in ways}
     llama = [way for way in ways if way in LLAMA_CPP] if "llama.cpp" in peers else []
     return ours | {("llama.cpp", way): folder / f"llama.cpp_{LLAMA_CPP[way] or way}.gguf" for way in llama}
 
@@ -112,17 +114,20 @@ def make_ours(folder: Path, run: Any, job: dict[str, Any]) -> None:
     from smolite.exporters.quantization import quantize_tflite
     from smolite.exporters.signatures import choose_windows
 
-    lengths = {"prefill_lengths": job["prefill"], "cache_length": job["cache"]}
     windows = choose_windows(run.model.config, cache_length=job["cache"])
-    for kind, looks in (("smolite", windows), ("bundled", ())):
-        whole = folder / f"{kind}_float32.tflite"
-        finish(whole, lambda path, looks=looks: tflite.build(run.model, path, quantize=None, **lengths, windows=looks))
+    for kind, prefill, looks in (("smolite", job["prefill"], windows), ("bundled", job["prefill"], ()), ("growing", (), ())):
+        whole, lengths = folder / f"{kind}_float32.tflite", {"prefill_lengths": prefill, "windows": looks}
+        finish(
+            whole,
+            lambda path, lengths=lengths: tflite.build(run.model, path, quantize=None, cache_length=job["cache"], **lengths),
+        )
         for way in job["ways"]:
             model = folder / f"{kind}_{way}.tflite"
             finish(model, lambda path, way=way, whole=whole: quantize_tflite(whole, path, way))
     for way in job["ways"]:
-        model, bundled = folder / f"bundled_{way}.tflite", folder / f"smolite_{way}.litertlm"
-        finish(bundled, lambda path, model=model: bundle(run, model, path, cache_length=job["cache"]))
+        for kind, name in (("bundled", "smolite"), ("growing", "growing")):
+            model, bundled = folder / f"{kind}_{way}.tflite", folder / f"{name}_{way}.litertlm"
+            finish(bundled, lambda path, model=model: bundle(run, model, path, cache_length=job["cache"]))
 
 
 def make_gguf(folder: Path, run: Any, job: dict[str, Any]) -> None:

@@ -155,6 +155,7 @@ SIDES = {
     "memory": memory,
     "smolite .tflite": litert,
     "smolite .litertlm": litert_lm,
+    "smolite .litertlm, growing": litert_lm,
     "litert-torch": litert_lm,
     "llama.cpp": llama_cpp,
 }

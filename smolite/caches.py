@@ -41,6 +41,17 @@ def update_cache(cache, new_keys, new_values, slot):
     return keys, values
 
 
+def leading_axes(tensor, repeats: int = 1):
+    """(B, T, …) → B and `repeats`·T as a reshape takes them: what is not known is -1, once, or measured.
+
+    A reshape whose shape is constant stays one in an exported graph. (1, 5, 8) → `(-1, 5)`; (1, None, 8) → `(1, -1)`.
+    """
+    batch, length = tensor.shape[:2]
+    if length is None and batch is not None:
+        return batch, -1
+    return -1, repeats * ops.shape(tensor)[1]
+
+
 def attend(query, keys, values, mask, drop=lambda weights: weights):
     """Scaled (B, T, Q, H) queries over keys and values of either layout → (B, T, Q·H).
 
@@ -50,19 +61,20 @@ def attend(query, keys, values, mask, drop=lambda weights: weights):
         mask: additive, (B or 1, 1, G·T or 1, S); over fewer slots than the cache has, the first ones are looked at only.
         drop: applied to the attention weights.
     """
-    (batch, length, num_query_heads, width), window = query.shape, mask.shape[-1]
+    (batch, _, num_query_heads, width), window = query.shape, mask.shape[-1]
     kv = keys.shape[0] // batch if len(keys.shape) == 3 else keys.shape[1]
     if window and keys.shape[2] and window < keys.shape[2]:
         keys, values = _first_slots(keys, values, window)
-    length, groups = ops.shape(query)[1] if length is None else length, num_query_heads // kv
-    query = ops.reshape(query, (-1, length, kv, groups, width))
-    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, kv, groups * length, width))
+    groups = num_query_heads // kv
+    (rows, length), (_, stacked) = leading_axes(query), leading_axes(query, groups)
+    query = ops.reshape(query, (rows, length, kv, groups, width))
+    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (rows, kv, stacked, width))
     scores = _product(query, keys)  # (B, K, G·T, S)
     weights = drop(ops.softmax(ops.cast(scores, "float32") + ops.cast(mask, "float32")))
     mixed = _product(ops.cast(weights, values.dtype), values)
-    mixed = ops.reshape(mixed, (-1, kv, groups, length, width))
+    mixed = ops.reshape(mixed, (rows, kv, groups, length, width))
     mixed = ops.transpose(mixed, (0, 3, 1, 2, 4))
-    return ops.reshape(mixed, (-1, length, num_query_heads * width))
+    return ops.reshape(mixed, (rows, length, num_query_heads * width))
 
 
 def _first_slots(keys, values, window: int):

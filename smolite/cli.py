@@ -44,6 +44,7 @@ ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", 
 
 
 WINDOWS_HELP = "tflite: slots that short chats are answered from; default: a quarter and half of the cache, from 128 on"
+GROWING_HELP = "litertlm: caches as long as the chat so far; quicker, and for the CPU alone"
 DRAFTS_HELP = "tflite: tokens guessed from the text so far and checked in one call"
 LIGHT = {"plan": ("smolite.exporters.planning", "print_plan")}  # verbs that need no backend, and where they are
 
@@ -193,6 +194,7 @@ def _add_file_verbs(verbs) -> None:
     export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
     export.add_argument("--windows", type=int, nargs="*", help=WINDOWS_HELP)
     export.add_argument("--drafts", type=int, default=0, help=DRAFTS_HELP)
+    export.add_argument("--growing-cache", action="store_true", help=GROWING_HELP)
     export.add_argument("--overwrite", action="store_true", help="replace existing files")
 
     quality = _verb(verbs, "quality", "measure every way to quantize, and keep the smallest file that is good enough")

@@ -13,7 +13,7 @@ from functools import partial
 import keras
 from keras import ops
 
-from smolite.caches import attend, cache_shapes, update_cache
+from smolite.caches import attend, cache_shapes, leading_axes, update_cache
 from smolite.projections import project, project_together, projection
 
 # Added to the score of a position that must not be seen. Large, but far from overflow in bfloat16 and float32.
@@ -156,7 +156,7 @@ class LightweightAttn(keras.layers.Layer):
         Returns:
             (B, T, D), and the updated cache (without one: the new keys and values in its layout).
         """
-        heads = (-1, ops.shape(hidden)[1], self.num_key_value_heads)
+        heads = (*leading_axes(hidden), self.num_key_value_heads)
         query, key, value = project_together((self.query, self.key, self.value), hidden)
         query = ops.reshape(query, (*heads[:2], self.num_query_heads, self.head_dim))
         key = ops.reshape(key, (*heads, self.head_dim))

@@ -49,10 +49,17 @@ def projection(width: int, *, name: str, use_bias: bool = False, activation=None
 
 
 def project(layer: keras.layers.Dense, inputs):
-    """`layer(inputs)`, (…, inputs) → (…, units); in parts where `rows_in_parts` says so."""
-    if not _is_taken_in_parts(inputs, layer):
+    """`layer(inputs)`, (…, inputs) → (…, units); in parts where `rows_in_parts` says so.
+
+    Where a graph has rows of a length that is not known yet, `layer` would measure it on TensorFlow; the product here does not.
+    """
+    if _is_taken_in_parts(inputs, layer):
+        outputs = _in_parts(inputs, layer.kernel)
+    elif len(inputs.shape) == 3 and inputs.shape[0] and not inputs.shape[1] and _is_plain(inputs, layer):
+        outputs = ops.einsum("btd,dn->btn", inputs, layer.kernel)
+    else:
         return layer(inputs)
-    outputs = _with_bias(layer, _in_parts(inputs, layer.kernel))
+    outputs = _with_bias(layer, outputs)
     return outputs if layer.activation is None else layer.activation(outputs)
 
 
@@ -70,10 +77,14 @@ def _with_bias(layer, outputs):
 
 
 def _is_taken_in_parts(inputs, *layers) -> bool:
-    """In half precision every part would be rounded; a quantized layer has its own product."""
     parts = _parts.get()
     if parts == 1 or math.prod(inputs.shape[:-1]) != 1 or inputs.shape[-1] % parts:
         return False
+    return _is_plain(inputs, *layers)
+
+
+def _is_plain(inputs, *layers) -> bool:
+    """Not in half precision, where every part would be rounded; a quantized layer has its own product."""
     is_whole = all(layer.quantization_mode is None for layer in layers)
     return is_whole and keras.backend.standardize_dtype(inputs.dtype) == "float32"
 

@@ -1,6 +1,7 @@
 """Small .litertlm files for several tests, made once per test session."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from smolite.exporters.litertlm import bundle
 from smolite.models import CausalLM
 
 CONVERT = """
-import sys
+import json, sys
 from pathlib import Path
 from smolite import checkpoint
 from smolite.exporters import tflite
 from smolite.exporters.quantization import quantize_tflite
 
-run, out = map(Path, sys.argv[1:])
-tflite.build(checkpoint.load_model(run), out / "model.tflite", quantize=None, prefill_lengths=(16,), cache_length=160)
+run, out = map(Path, sys.argv[1:3])
+lengths = {"prefill_lengths": json.loads(sys.argv[3]), "cache_length": 160}
+tflite.build(checkpoint.load_model(run), out / "model.tflite", quantize=None, **lengths)
 quantize_tflite(out / "model.tflite", out / "model_int8.tflite")
 """
 
@@ -52,6 +54,12 @@ def lively_bundles(factory):
     return checkpoint.load(folder / "run"), folder
 
 
+def growing_bundles(factory):
+    """As `lively_bundles`, with caches that grow; the .tflite files lie there, too."""
+    run = lively_bundles(factory)[0]
+    return run, made_once(factory, "growing", lambda folder: _make_bundles(run.path, folder, prefill_lengths=[]))
+
+
 def _make_lively(folder: Path) -> None:
     run = checkpoint.load(save_small_run(folder))
     model = CausalLM(dataclasses.replace(run.model.config, context_length=160))
@@ -64,5 +72,9 @@ def _make_lively(folder: Path) -> None:
             weight.assign(np.where(mute, 0.0, values) if weight is model.token_embedding.embeddings else values)
     shutil.rmtree(run.path)
     checkpoint.save(run.path, model, run.tokenizer)
-    run_apart(CONVERT, run.path, folder, KERAS_BACKEND="tensorflow")
-    bundle_files(checkpoint.load(run.path), folder, folder, cache_length=160)
+    _make_bundles(run.path, folder, prefill_lengths=[16])
+
+
+def _make_bundles(run: Path, folder: Path, *, prefill_lengths: list[int]) -> None:
+    run_apart(CONVERT, run, folder, json.dumps(prefill_lengths), KERAS_BACKEND="tensorflow")
+    bundle_files(checkpoint.load(run), folder, folder, cache_length=160)

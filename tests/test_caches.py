@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 from reference import run
 
-from smolite.caches import attend, cache_shapes, flattened, update_cache
+from smolite.caches import attend, cache_shapes, flattened, leading_axes, update_cache
 
 B, T, Q, K, S, H = 2, 3, 6, 2, 8, 4
 
@@ -32,6 +32,25 @@ def test_shapes_of_both_layouts():
     pairs = zip(run(lambda *pair: flattened(pair), *filled()), flat(filled()), strict=True)
     for actual, expected in pairs:
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_what_a_reshape_is_told_of_the_first_two_axes():
+    assert leading_axes(keras.KerasTensor((1, 5, 8))) == (-1, 5)
+    assert leading_axes(keras.KerasTensor((None, 5, 8)), 3) == (-1, 15)
+    assert leading_axes(keras.KerasTensor((2, None, 8)), 3) == (2, -1)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_attention_over_a_length_that_only_the_data_has(groups):
+    """Referee: the same with every shape known."""
+    query, (keys, values), mask = noise(B, T, K * groups, H), filled(), noise(1, 1, groups * T, S, seed=3)
+    inputs = [
+        keras.Input(batch_shape=(part.shape[0], *(None if n == size else n for n in part.shape[1:])))
+        for part, size in ((query, T), (keys, S), (values, S), (mask, groups * T))
+    ]
+    model = keras.Model(inputs, attend(*inputs))
+    actual = ops.convert_to_numpy(model([query, keys, values, mask]))
+    np.testing.assert_allclose(actual, run(attend, query, keys, values, mask), rtol=0, atol=1e-6)
 
 
 def test_update_cache_writes_at_the_slot_and_nowhere_else():

@@ -1,5 +1,6 @@
 """Referee: `keras.layers.Dense`, and the projections taken one by one."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -35,6 +36,13 @@ def products(monkeypatch):
 
     monkeypatch.setattr(projections.ops, "matmul", noted)
     return shapes
+
+
+@pytest.mark.parametrize("options", [{}, {"use_bias": True, "activation": "gelu"}])
+def test_rows_of_a_length_that_only_the_data_has(options):
+    (layer,), rows = build(12, **options), np.random.RandomState(1).standard_normal((2, 5, 24)).astype("float32")
+    inputs = keras.Input(batch_shape=(2, None, 24))
+    close(keras.Model(inputs, project(layer, inputs))(rows), layer(rows))
 
 
 @pytest.mark.parametrize("options", [{}, {"use_bias": True, "activation": "gelu"}])

@@ -128,7 +128,7 @@ def test_the_page_answers_as_keras_does_and_needs_no_other_server(page, run, dri
 @pytest.mark.slow
 @in_browser
 def test_verify_asks_the_page_too_and_a_wrong_answer_there_turns_it_red(built, run, tmp_path, monkeypatch):
-    export(run, format="litertlm", out=tmp_path, cache_length=128, prefill_lengths=[16])
+    export(run, format="litertlm", out=tmp_path, cache_length=128, growing_cache=True)
     report, name = verify(run, out=tmp_path, browser=built), "model.litertlm in Chromium"
     assert report.passed, report.table()
     (row,) = [row for row in report.rows if row.artifact == name]

@@ -29,6 +29,7 @@ def export(
     cache_length: int | None = None,
     windows: Sequence[int] | None = None,
     drafts: int = 0,
+    growing_cache: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Writes a run as a file for another runtime, with what a chat client needs beside it, and verifies it.
@@ -51,6 +52,8 @@ def export(
             Default: a quarter and half of the cache, where that is 128 or more.
         drafts: tokens that the engine guesses from what was said before and has checked in one call, which is quicker where
             answers repeat their prompts; for TFLite alone. Default: none.
+        growing_cache: for LiteRT-LM alone: whether a chat's cache is as long as the chat so far, up to `cache_length`, and a
+            prompt is read at once whatever its length. Much quicker on the CPU, the only place where such a file runs.
         overwrite: whether an existing file may be replaced.
 
     Returns:
@@ -75,17 +78,21 @@ def export(
         raise ValueError(f"{format} has no windows. Received: `windows` {tuple(windows)}. Leave them out.")
     if drafts and not target.windowed:
         raise ValueError(f"{format} has no drafts. Received: `drafts` {drafts}. Leave it out.")
+    if growing_cache and (format != "litertlm" or prefill_lengths):
+        _refuse_growing(format, prefill_lengths)
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
     check_drafts(config, drafts, cache_length=slots)
     looks: dict[str, Any] = {}
     if target.windowed:
         looks = {"windows": choose_windows(config, cache_length=slots, windows=windows), "drafts": drafts}
+    elif growing_cache:
+        lengths = ()
     beside = run if run == Path(given).expanduser() else Path(Path(given).name)
     folder = beside / "export" if out is None else Path(out)
     _check_place(folder, name, overwrite=overwrite)
     making: dict[str, Any] = {"format": format, "quantize": quantize, "prefill_lengths": None, "cache_length": None}
     if target.on_tensorflow:
-        making |= {"prefill_lengths": lengths, "cache_length": slots, **looks}
+        making |= {"prefill_lengths": lengths or None, "cache_length": slots, **looks}
     with staging_folder(folder) as staging:
         _prepare(target, run, staging, folder, overwrite=overwrite)
         if target.on_tensorflow:
@@ -95,6 +102,15 @@ def export(
             _convert(target.module, run, staging / name, quantize=quantize)
         _finish(run, staging, folder, name=name, making=making)
     return folder / name
+
+
+def _refuse_growing(format: str, prefill_lengths: Sequence[int] | None) -> None:
+    if format != "litertlm":
+        raise ValueError(f"{format} has no growing cache. Received: `growing_cache`. Leave it out, or export to litertlm.")
+    raise ValueError(
+        f"With a growing cache a prompt is read at once, whatever its length. Received: `prefill_lengths` {prefill_lengths}, "
+        "too. Leave one of them out."
+    )
 
 
 def _find_target(format: str, quantize: str | None) -> tuple[Target, str]:

@@ -28,7 +28,7 @@ def build(run: Run, path: Path, *, quantize: str | None, prefill_lengths: Sequen
         run: the run; its model in float32, on the TensorFlow backend.
         path: the file to write.
         quantize: `None` for float32, or a way of `quantize_tflite`.
-        prefill_lengths: how many tokens of a prompt are read at once.
+        prefill_lengths: how many tokens of a prompt are read at once; none: all of them, and caches grow with the chat.
         cache_length: how many tokens a chat can hold.
 
     Raises:

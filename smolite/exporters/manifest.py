@@ -2,8 +2,8 @@
 
 `{"form": 1, "artifacts": {NAME: …}, "beside": {NAME: …}}`. An artifact has
 
-- `format`, `quantize`, `prefill_lengths`, `cache_length`: what was asked for; `null` where there is no such thing; `windows`
-  and `drafts` of a .tflite file;
+- `format`, `quantize`, `prefill_lengths`, `cache_length`: what was asked for; `null` where there is no such thing, as lengths
+  of a prompt where the cache grows; `windows` and `drafts` of a .tflite file;
 - `bytes`, `sha256`: of the file. Of a folder, the sum of its files and the hash of what `sha256sum` prints for them in the
   order of their paths: `find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum`;
 - `made_from`: name → sha256 of `config.json` and the weights of the run;

@@ -36,8 +36,8 @@ def build_saved_model(
     Args:
         model: a float32 model on the TensorFlow backend.
         path: the folder to write.
-        prefill_lengths: the lengths T.
-        cache_length: S, the slots of the cache.
+        prefill_lengths: the lengths T; none: caches that grow, and any length.
+        cache_length: S, the slots of the cache, unless it grows.
         windows: slots that further signatures look at, W; see `signatures`.
         drafts: tokens that a further signature checks besides the one that they follow.
         to_convert: whether it is only a step to a .tflite file, which needs neither `forward` nor gradients.

@@ -9,6 +9,9 @@
   there. LiteRT-LM does not know them; only a .tflite file has them.
 * `verify_<T>`: as `prefill_<T>`, with `logits` float32 (1, T, V) of every token, so that an engine can check in one call what
   it guesses; also `verify_<T>_in_<W>`. Only where a .tflite file was asked for drafts.
+* `prefill` and `decode` over caches that grow: T of `prefill` and S of both are those of the tensors that come, and the runtime
+  lengthens the caches as a chat needs it. LiteRT-LM calls such a model dynamic and runs it on the CPU alone. Only a .litertlm
+  file has them, where it was asked for that.
 * `forward`: `tokens` int32 (B, T) → `logits` float32 (B, T, V), without a cache. Only in a SavedModel.
 
 The new keys and values go to the slots `input_pos[0]`, `input_pos[0]` + 1, …; all T of them must lie inside the cache, because
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 DECODE = "decode"
 FORWARD = "forward"
+GROWING_PREFILL = "prefill"
 _PREFILL = "prefill_"
 _VERIFY = "verify_"
 _WINDOW = "_in_"
@@ -71,7 +75,7 @@ def cache_name(kind: str, layer: int) -> str:
     return f"kv_cache_{kind}_{layer}"
 
 
-def cache_shapes(config: ModelConfig, cache_length: int) -> dict[str, tuple[int, ...]]:
+def cache_shapes(config: ModelConfig, cache_length: Any) -> dict[str, tuple[Any, ...]]:
     """Name → shape of every cache: keys (1, K, S, H), values (1, K, H, S)."""
     heads, width = config.num_key_value_heads, config.head_dim
     shapes = {"k": (1, heads, cache_length, width), "v": (1, heads, width, cache_length)}
@@ -150,14 +154,18 @@ def check_drafts(config: ModelConfig, drafts: int, *, cache_length: int) -> None
 def edge_signatures(
     model: "CausalLM", *, prefill_lengths: Sequence[int], cache_length: int, windows: Sequence[int] = (), drafts: int = 0
 ) -> dict[str, Any]:
-    """The concrete functions `prefill_<T>`, `decode` and so on by name, for a model on the TensorFlow backend."""
-    shapes = signature_shapes(prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows, drafts=drafts)
-    return {
-        name: _cached_function(model, name).get_concrete_function(
-            **decode_specs(model.config, length, cache_length, window=window)
-        )
-        for name, (length, window) in shapes.items()
-    }
+    """The concrete functions `prefill_<T>`, `decode` and so on by name, for a model on the TensorFlow backend.
+
+    Without `prefill_lengths` they are `prefill` and `decode` over caches that grow.
+    """
+    if not prefill_lengths:
+        shapes = {name: decode_specs(model.config, length, None) for name, length in ((GROWING_PREFILL, None), (DECODE, 1))}
+    else:
+        looks = signature_shapes(prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows, drafts=drafts)
+        shapes = {
+            name: decode_specs(model.config, length, cache_length, window=window) for name, (length, window) in looks.items()
+        }
+    return {name: _cached_function(model, name).get_concrete_function(**specs) for name, specs in shapes.items()}
 
 
 def signature_shapes(
@@ -188,8 +196,8 @@ def forward_signature(model: "CausalLM") -> Any:
     return tf.function(forward, autograph=False).get_concrete_function(tokens=tf.TensorSpec((None, None), tf.int32, "tokens"))
 
 
-def decode_specs(config: ModelConfig, length: int, slots: int, *, window: int | None = None) -> dict[str, Any]:
-    """The inputs of a signature of `length` tokens over `slots` slots, of which it looks at the first `window`."""
+def decode_specs(config: ModelConfig, length: int | None, slots: int | None, *, window: int | None = None) -> dict[str, Any]:
+    """The inputs of a signature of `length` tokens over `slots` slots, of which it looks at the first `window`; None is any."""
     import tensorflow as tf
 
     specs = {
@@ -212,7 +220,7 @@ def _cached_function(model: "CausalLM", name: str) -> Any:
         positions = tf.expand_dims(input_pos, 0)
         hidden, cache = model.cached_body(hidden, cache, slot=input_pos[0], mask=mask, positions=positions)
         outputs = {cache_name(kind, i): cache[i]["kv".index(kind)] for i in layers for kind in "kv"}
-        return outputs if name.startswith(_PREFILL) else {**outputs, "logits": exact_head(model, hidden)}
+        return outputs if name.startswith(GROWING_PREFILL) else {**outputs, "logits": exact_head(model, hidden)}
 
     run.__name__ = name
     return tf.function(run, autograph=False)

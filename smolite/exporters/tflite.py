@@ -35,10 +35,13 @@ def build(
     windows: Sequence[int] = (),
     drafts: int = 0,
 ) -> None:
-    """Writes a .tflite file, quantized if `quantize` names a recipe, and says on standard output how far it is."""
+    """Writes a .tflite file, quantized if `quantize` names a recipe, and says on standard output how far it is.
+
+    Without `prefill_lengths` its caches grow, see `signatures`; only a .litertlm file can hold such a model.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".steps-") as steps:
         saved_model, float_path = Path(steps, "saved_model"), Path(steps, path.name) if quantize else path
-        print(f"{path.name}: tracing prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
+        print(f"{path.name}: tracing prefill {', '.join(map(str, prefill_lengths)) or 'of any length'} and decode", flush=True)
         lengths: dict[str, Any] = {"prefill_lengths": prefill_lengths, "cache_length": cache_length, "windows": windows}
         names = build_saved_model(model, saved_model, **lengths, drafts=drafts, to_convert=True)
         print(f"{path.name}: converting", flush=True)

@@ -1,0 +1,112 @@
+""".litertlm files whose caches grow with the chat. Referees: files of fixed lengths in the same runtime, and Keras."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from bundled import growing_bundles, lively_bundles
+from exported import save_small_run
+from test_faults import edit, turn_otherwise, write_to_the_first_slot
+
+from smolite.exporters import export
+from smolite.exporters.flatbuffer import open_flatbuffer, operator_counts, structure_problems
+from smolite.exporters.litertlm import bundle
+from smolite.exporters.litertlm_engine import LiteRTLMEngine
+from smolite.exporters.verification import verify
+
+NAMES = ("model", "model_int8")
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory):
+    return growing_bundles(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def pairs(growing, tmp_path_factory):
+    """Name → the engine on a growing file, and on one of fixed lengths with the same weights."""
+    fixed = lively_bundles(tmp_path_factory)[1]
+    return {name: [LiteRTLMEngine(folder / f"{name}.litertlm") for folder in (growing[1], fixed)] for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 60])
+def test_prompts_of_any_length_are_answered_as_by_fixed_caches(pairs, name, count):
+    """An answer of 40 tokens makes the cache grow twice, by 16 slots each time."""
+    text = ("나는 학생이에요 오늘 점심 " * 20)[:count]
+    ours, theirs = pairs[name]
+    assert ours.reply(text, max_new_tokens=40) == theirs.reply(text, max_new_tokens=40) != ""
+    np.testing.assert_allclose(ours.score(text, " abc 점심"), theirs.score(text, " abc 점심"), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cache_grows_from_turn_to_turn(pairs, name):
+    said = ["안녕하세요", "오늘 점심 뭐 먹을까?", "abc"]
+    ours, theirs = (engine.converse(said, max_new_tokens=20) for engine in pairs[name])
+    assert ours == theirs and all(ours)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cache_stops_growing_at_its_length(pairs, name):
+    ours, theirs = (engine.reply("안녕하세요", max_new_tokens=1000) for engine in pairs[name])
+    assert ours == theirs and len(ours) > 20
+
+
+def test_verify_passes_it(growing, tmp_path):
+    run, folder = growing
+    for name in NAMES:
+        shutil.copy(folder / f"{name}.litertlm", tmp_path)
+    report = verify(run.path, out=tmp_path)
+    assert report.passed and {row.artifact for row in report.rows} >= {f"{name}.litertlm" for name in NAMES}
+
+
+@pytest.mark.parametrize("fault", [turn_otherwise, write_to_the_first_slot])
+def test_verify_finds_a_fault_in_it(growing, tmp_path, fault):
+    run, folder = growing
+    bundle(run, edit(folder / "model.tflite", tmp_path / "faulty.bin", fault), tmp_path / "model.litertlm", cache_length=160)
+    (row,) = [row for row in verify(run.path, out=tmp_path).rows if row.artifact == "model.litertlm"]
+    assert any("a log probability differs by" in problem for problem in row.problems)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_lengths_are_open_in_the_graph(growing, name):
+    """Nothing in it measures a tensor: XNNPACK leaves a graph that does to slower operators."""
+    run, folder = growing
+    path, config = folder / f"{name}.tflite", run.model.config
+    counts = operator_counts(path)
+    assert set(counts) == {"prefill", "decode"}
+    assert not {"SHAPE", "FILL", "RANGE", "BROADCAST_TO"} & {operator for names in counts.values() for operator in names}
+    assert structure_problems(path, config) == ["signatures decode, prefill", "dynamic shapes"]  # and one table
+    caches = [tensor for graph in open_flatbuffer(path).subgraphs for tensor in map(graph.tensors.__getitem__, graph.inputs)]
+    shapes = [tensor.shapeSignature.tolist() for tensor in caches if b"kv_cache" in tensor.name]
+    heads, width = config.num_key_value_heads, config.head_dim
+    assert len(shapes) == 4 * config.num_layers
+    assert all(shape in ([1, heads, -1, width], [1, heads, width, -1]) for shape in shapes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_two_signatures_share_their_weights(growing, tmp_path_factory, name):
+    """The converter multiplies weights by the scale of the norm before them: in both, or there would be two sets."""
+    fixed = lively_bundles(tmp_path_factory)[1] / f"{name}.tflite"
+    assert (growing[1] / f"{name}.tflite").stat().st_size < fixed.stat().st_size + 4000
+
+
+@pytest.mark.slow
+def test_export_writes_a_verified_file_alone(tmp_path, capsys):
+    run = save_small_run(tmp_path)
+    path = export(run, format="litertlm", quantize="int8", cache_length=64, growing_cache=True)
+    assert "tracing prefill of any length and decode" in capsys.readouterr().out
+    made = json.loads((path.parent / "MANIFEST.json").read_text("utf-8"))["artifacts"]["model_int8.litertlm"]
+    assert (made["prefill_lengths"], made["cache_length"]) == (None, 64)
+    assert json.loads((path.parent / "verify.json").read_text("utf-8"))["passed"]
+
+
+def test_what_is_refused(growing):
+    run = growing[0].path
+    with pytest.raises(
+        ValueError, match=r"tflite has no growing cache\. Received: `growing_cache`\. Leave it out, or export to"
+    ):
+        export(run, growing_cache=True)
+    with pytest.raises(ValueError, match=r"a prompt is read at once, whatever its length\. Received: `prefill_lengths` \(8,\)"):
+        export(run, format="litertlm", growing_cache=True, prefill_lengths=(8,))
