@@ -1,5 +1,6 @@
 """.litertlm files whose caches grow with the chat. Referees: files of fixed lengths in the same runtime, and Keras."""
 
+import contextlib
 import json
 import shutil
 
@@ -51,6 +52,25 @@ def test_a_cache_grows_from_turn_to_turn(pairs, name):
 def test_a_cache_stops_growing_at_its_length(pairs, name):
     ours, theirs = (engine.reply("안녕하세요", max_new_tokens=1000) for engine in pairs[name])
     assert ours == theirs and len(ours) > 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_cache_ends_a_chat_no_sooner_than_a_fixed_one_does(pairs, name):
+    """What is read without padding may fit where a padded turn does not. A prompt that does not fit is refused."""
+    said = ["안녕하세요 반가워요"] * 12
+    ours, theirs = ([*filter(None, _talk(engine, said))] for engine in pairs[name])
+    assert 0 < len(theirs) <= len(ours) < 12 and ours[: len(theirs)] == theirs
+    for engine in pairs[name]:
+        with pytest.raises(RuntimeError):
+            engine.reply("나는 학생이에요 " * 60, max_new_tokens=5)
+
+
+def _talk(engine, said):
+    """The answers, without the last ones where the runtime refuses a turn."""
+    for count in range(len(said), 0, -1):
+        with contextlib.suppress(RuntimeError):
+            return [*engine.converse(said[:count], max_new_tokens=30), *[""] * (len(said) - count)]
+    return []
 
 
 def test_verify_passes_it(growing, tmp_path):
