@@ -36,12 +36,68 @@ class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
         return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["accumulation"])
 
 
+class _OnePass:
+    """Adam's step on the torch backend in one pass over weights, gradients and moments; elsewhere Keras' own.
+
+    Keras' takes some fifteen operations over all of them, each with a result in new memory. Clipping by the global norm
+    changes the gradients in place.
+    """
+
+    amsgrad: bool
+    use_ema: bool
+
+    def _share_and_decay(self, variable: Any) -> tuple[float, float]:
+        """The share of the learning rate, and the weight decay, of a variable."""
+        raise NotImplementedError
+
+    def _is_one_pass(self) -> bool:
+        return keras.backend.backend() == "torch" and not (self.amsgrad or self.use_ema)
+
+    def _clip_gradients(self, grads):
+        if not self._is_one_pass() or not self.global_clipnorm or self.clipnorm:
+            return super()._clip_gradients(grads)
+        import torch
+
+        with torch.no_grad():
+            norm = torch.nn.utils.get_total_norm(grads)
+            torch._foreach_mul_(grads, torch.clamp(self.global_clipnorm / norm, max=1.0))
+        return grads
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        """Keras adds `epsilon` before the correction of the second moment, torch after it, hence the quotient."""
+        if not self._is_one_pass():
+            return super()._backend_update_step(grads, trainable_variables, learning_rate)
+        import torch
+        from torch.optim.adamw import adamw
+
+        count, groups = int(self.iterations), {}
+        for pair in zip(grads, trainable_variables, strict=True):
+            groups.setdefault(self._share_and_decay(pair[1]), []).append(pair)
+        epsilon = self.epsilon / math.sqrt(1 - self.beta_2 ** (count + 1))
+        settings = {"beta1": self.beta_1, "beta2": self.beta_2, "eps": epsilon, "amsgrad": False, "maximize": False}
+        for (share, decay), pairs in groups.items():
+            places = [self._get_variable_index(variable) for _, variable in pairs]
+            weights = [variable.value for _, variable in pairs]
+            with torch.no_grad():
+                adamw(
+                    weights,
+                    [gradient for gradient, _ in pairs],
+                    [self._momentums[place].value for place in places],
+                    [self._velocities[place].value for place in places],
+                    [],
+                    [torch.tensor(float(count), device=weight.device) for weight in weights],
+                    fused=True,
+                    lr=float(learning_rate) * share,
+                    weight_decay=decay,
+                    **settings,
+                )
+
+
 @keras.saving.register_keras_serializable("smolite")
-class FusedAdamW(keras.optimizers.AdamW):
+class FusedAdamW(_OnePass, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` for the torch backend, in one pass over weights, gradients and moments.
 
-    Keras' own takes some fifteen operations over all of them, each with a result in new memory. Clipping by the global norm
-    changes the gradients in place. `amsgrad` and an average of the weights (`use_ema`) are left to `keras.optimizers.AdamW`.
+    `amsgrad` and an average of the weights (`use_ema`) are left to `keras.optimizers.AdamW`.
 
     Args:
         kwargs: of `keras.optimizers.AdamW`.
@@ -57,47 +113,11 @@ class FusedAdamW(keras.optimizers.AdamW):
             )
         super().__init__(learning_rate, **kwargs)
 
-    def _clip_gradients(self, grads):
-        if not self.global_clipnorm or self.clipnorm:
-            return super()._clip_gradients(grads)
-        import torch
-
-        with torch.no_grad():
-            norm = torch.nn.utils.get_total_norm(grads)
-            torch._foreach_mul_(grads, torch.clamp(self.global_clipnorm / norm, max=1.0))
-        return grads
-
     def _apply_weight_decay(self, variables):
         """Nothing here; it is part of the update."""
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        """Keras adds `epsilon` before the correction of the second moment, torch after it, hence the quotient."""
-        import torch
-        from torch.optim.adamw import adamw
-
-        count = int(self.iterations)
-        epsilon = self.epsilon / math.sqrt(1 - self.beta_2 ** (count + 1))
-        settings = {"lr": float(learning_rate), "beta1": self.beta_1, "beta2": self.beta_2, "eps": epsilon}
-        for decays in (True, False):
-            chosen = [
-                pair for pair in zip(grads, trainable_variables, strict=True) if self._use_weight_decay(pair[1]) == decays
-            ]
-            places = [self._get_variable_index(variable) for _, variable in chosen]
-            weights = [variable.value for _, variable in chosen]
-            with torch.no_grad():
-                adamw(
-                    weights,
-                    [gradient for gradient, _ in chosen],
-                    [self._momentums[place].value for place in places],
-                    [self._velocities[place].value for place in places],
-                    [],
-                    [torch.tensor(float(count), device=weight.device) for weight in weights],
-                    fused=True,
-                    amsgrad=False,
-                    maximize=False,
-                    weight_decay=self.weight_decay * decays,
-                    **settings,
-                )
+    def _share_and_decay(self, variable):
+        return 1.0, self.weight_decay if self._use_weight_decay(variable) else 0.0
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -108,7 +128,7 @@ class FusedAdamW(keras.optimizers.AdamW):
 
 
 @keras.saving.register_keras_serializable("smolite")
-class LayerwiseAdamW(keras.optimizers.Adam):
+class LayerwiseAdamW(_OnePass, keras.optimizers.Adam):
     """AdamW with a learning rate that falls from the last block to the first (Howard and Ruder 2018; Clark et al. 2020).
 
     Block i of n learns at `learning_rate` · `layer_decay` ^ (n - 1 - i), the final norm at `learning_rate`, and what comes
@@ -131,6 +151,9 @@ class LayerwiseAdamW(keras.optimizers.Adam):
     def build(self, variables):
         super().build(variables)
         self._shares = rate_shares([variable.path for variable in variables], self.layer_decay)
+
+    def _share_and_decay(self, variable):
+        return self._shares[self._get_variable_index(variable)], self.matrix_decay if len(variable.shape) > 1 else 0.0
 
     def update_step(self, gradient, variable, learning_rate):
         """Keras' step, at the rate of the variable's layer, after its weight decay."""

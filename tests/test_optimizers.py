@@ -116,7 +116,7 @@ def test_each_block_moves_less_than_the_one_after_it(gradient_scale):
     ours = moved(LayerwiseAdamW(0.01, layer_decay=0.7, weight_decay=0.5), gradient_scale)
     for path, step in ours.items():
         share = SHARES[path.split("/")[0]]
-        np.testing.assert_allclose(step, share * whole[path], rtol=0, atol=1e-7, err_msg=path)
+        np.testing.assert_allclose(step, share * whole[path], rtol=0, atol=2e-7, err_msg=path)
         assert gradient_scale == 0 or np.abs(step).min() > 0.001 * share
 
 
@@ -125,7 +125,7 @@ def test_without_decay_by_layer_it_is_plain_adamw():
     plain.exclude_from_weight_decay(var_names=["scale"])
     ours, theirs = moved(LayerwiseAdamW(0.01, weight_decay=0.5)), moved(plain)
     for path, step in theirs.items():
-        np.testing.assert_allclose(ours[path], step, rtol=0, atol=1e-7, err_msg=path)
+        np.testing.assert_allclose(ours[path], step, rtol=0, atol=2e-7, err_msg=path)
 
 
 on_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="of the torch backend; `make test` runs it there")
@@ -151,6 +151,22 @@ def stepped(kind, **settings):
 def test_the_fused_step_is_that_of_keras(changes):
     settings = {**FUSED, **changes, **({"global_clipnorm": None} if "clipnorm" in changes else {})}
     expected, actual = stepped(keras.optimizers.AdamW, **settings), stepped(FusedAdamW, **settings)
+    for path, weight in expected.items():
+        np.testing.assert_allclose(actual[path], weight, rtol=0, atol=1e-6, err_msg=path)
+
+
+class Slow(LayerwiseAdamW):
+    """Variable by variable, as on the other backends."""
+
+    _clip_gradients = keras.optimizers.Adam._clip_gradients
+    _backend_update_step = keras.optimizers.Adam._backend_update_step
+
+
+@on_torch
+@pytest.mark.parametrize("changes", [{}, {"global_clipnorm": None}, {"amsgrad": True}])
+def test_rates_by_layer_take_the_fused_step_too(changes):
+    settings = {**FUSED, "layer_decay": 0.7, **changes}
+    expected, actual = stepped(Slow, **settings), stepped(LayerwiseAdamW, **settings)
     for path, weight in expected.items():
         np.testing.assert_allclose(actual[path], weight, rtol=0, atol=1e-6, err_msg=path)
 
