@@ -1,4 +1,4 @@
-"""The edge contract: a causal language model as TensorFlow functions with named, static signatures.
+"""The edge contract: a causal language model as TensorFlow functions with named signatures, static unless caches grow.
 
 * `prefill_<T>` for a few lengths T, and `decode`, where T is 1. The batch is 1; S is the length of the cache.
 * Inputs: `tokens` int32 (1, T); `input_pos` int32 (T,); `mask` float32 (1, 1, T, S), added to the attention scores;
