@@ -48,7 +48,8 @@ class Difference:
 
     Args:
         logits: largest absolute difference.
-        caches: the same for the returned caches; `None` for an engine that does not show them.
+        caches: the same for the returned caches, as a share of the largest key or value of a layer where that is above 1;
+            `None` for an engine that does not show them.
         tokens: greedy tokens that are the same.
         num_tokens: greedy tokens compared.
         scale: how many times as large the logits are, by least squares; those of each place less their mean.
@@ -164,10 +165,12 @@ def _feed_ahead(engine: CachedEngine, case: Case) -> Iterator[np.ndarray]:
 
 
 def _cache_difference(engine: CachedEngine, case: Case) -> float:
+    """Keys grow large in training, and the angle of a late position is rounded, so a difference grows with them."""
     returned = engine.read_caches()
     length = len(case.prompt) + len(case.reply) - 1
     cut = {"k": np.s_[0, :, :length], "v": np.s_[0, :, :, :length]}
-    return max(_largest(returned[name][cut[name.split("_")[2]]] - cache) for name, cache in case.caches.items())
+    found = ((returned[name][cut[name.split("_")[2]]], cache) for name, cache in case.caches.items())
+    return max(_largest(ours - cache) / max(1.0, _largest(cache)) for ours, cache in found)
 
 
 def _largest(difference: np.ndarray) -> float:

@@ -26,7 +26,8 @@ class Row:
         runtime: what it ran on.
         num_bytes: its size on disk.
         logits: largest difference of a logit from the plain Keras forward; of a log probability where a runtime has no logits.
-        caches: largest difference of a key or value in the caches that it returned.
+        caches: largest difference of a key or value in the caches that it returned, as a share of the largest of its layer
+            where that is above 1.
         tokens: greedy tokens that are the same as Keras'.
         num_tokens: greedy tokens compared.
         scale: how many times as large as Keras' its logits are.
