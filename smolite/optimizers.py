@@ -40,7 +40,7 @@ class _OnePass:
     """Adam's step on the torch backend in one pass over weights, gradients and moments; elsewhere Keras' own.
 
     Keras' takes some fifteen operations over all of them, each with a result in new memory. Clipping by the global norm
-    changes the gradients in place.
+    changes the gradients in place, and those of several batches are added up in place.
     """
 
     amsgrad: bool
@@ -62,6 +62,22 @@ class _OnePass:
             norm = torch.nn.utils.get_total_norm(grads)
             torch._foreach_mul_(grads, torch.clamp(self.global_clipnorm / norm, max=1.0))
         return grads
+
+    def _backend_increment_gradient_accumulators(self, grads, acc_grads):
+        if not self._is_one_pass():
+            return super()._backend_increment_gradient_accumulators(grads, acc_grads)
+        import torch
+
+        with torch.no_grad():
+            torch._foreach_add_([sums.value for sums in acc_grads], grads)
+
+    def _backend_reset_gradient_accumulators(self):
+        if not self._is_one_pass():
+            return super()._backend_reset_gradient_accumulators()
+        import torch
+
+        with torch.no_grad():
+            torch._foreach_zero_([sums.value for sums in self._accumulated_gradients if sums is not None])
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Keras adds `epsilon` before the correction of the second moment, torch after it, hence the quotient."""
