@@ -1,5 +1,6 @@
 """What is inside a .tflite file: signatures, operators, and how often a weight is stored."""
 
+import copy
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import numpy as np
 from smolite.config import ModelConfig
 from smolite.exporters.pair_signatures import ENCODE
 from smolite.exporters.signatures import DECODE, prefill_lengths_of
+from smolite.files import write_file
+
+_ALIGNMENT = 64
 
 
 def read_flatbuffer(data: bytes | np.ndarray) -> Any:
@@ -65,6 +69,42 @@ def _find_end(data: np.ndarray) -> int:
     if end > len(data):
         raise ValueError(f"it has {len(data)} bytes of {end}")
     return end
+
+
+def write_edited(model: Any, data: bytes) -> bytes:
+    """The file that an edited `ModelT` stands for.
+
+    Args:
+        model: what `read_flatbuffer` made of `data`, edited.
+        data: where its large buffers are, if they stand behind the tables.
+    """
+    outside = [buffer for buffer in model.buffers if buffer.offset > 1]
+    begin = min((buffer.offset for buffer in outside), default=len(data))
+    head = _pack(model)
+    shift = -(-len(head) // _ALIGNMENT) * _ALIGNMENT - begin
+    for buffer in outside:
+        buffer.offset += shift
+    head = _pack(model)
+    return head + bytes(begin + shift - len(head)) + data[begin:]
+
+
+def _pack(model: Any) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def add_signature(path: str | Path, name: str, *, like: str) -> None:
+    """Gives a signature of a .tflite file a second name; both run the same graph, whose weights a runtime prepares once."""
+    data = Path(path).read_bytes()
+    model = read_flatbuffer(data)
+    (found,) = (signature for signature in model.signatureDefs if signature.signatureKey.decode() == like)
+    second = copy.copy(found)
+    second.signatureKey = name.encode()
+    model.signatureDefs = [second, *model.signatureDefs]
+    write_file(path, write_edited(model, data))
 
 
 def operator_counts(path: str | Path) -> dict[str, Counter[str]]:

@@ -15,10 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from smolite.config import ModelConfig
-from smolite.exporters.flatbuffer import open_flatbuffer, operator_name, read_flatbuffer
+from smolite.exporters.flatbuffer import open_flatbuffer, operator_name, read_flatbuffer, write_edited
 from smolite.files import write_file
-
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +145,7 @@ def share_scales(data: bytes) -> bytes:
         if table is not None and table.scale is not None:
             key = (table.scale.tobytes(), table.zeroPoint.tobytes(), table.quantizedDimension)
             tensor.quantization = shared.setdefault(key, _Shared(table))
-    outside = [buffer for buffer in model.buffers if buffer.offset > 1]
-    begin = min((buffer.offset for buffer in outside), default=len(data))
-    head = _pack(model, shared)
-    shift = -(-len(head) // _ALIGNMENT) * _ALIGNMENT - begin
-    for buffer in outside:
-        buffer.offset += shift
-    head = _pack(model, shared)
-    return head + bytes(begin + shift - len(head)) + data[begin:]
+    return write_edited(model, data)
 
 
 class _Shared:
@@ -162,19 +153,9 @@ class _Shared:
 
     def __init__(self, table: Any):
         self._table = table
-        self.place: int | None = None
+        self._packed: tuple[Any, int] = (None, 0)  # by whom, and where
 
     def Pack(self, builder: Any) -> int:  # noqa: N802 - the name that the generated schema calls
-        if self.place is None:
-            self.place = self._table.Pack(builder)
-        return self.place
-
-
-def _pack(model: Any, shared: dict[Any, _Shared]) -> bytes:
-    import flatbuffers
-
-    for table in shared.values():
-        table.place = None
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+        if self._packed[0] is not builder:
+            self._packed = (builder, self._table.Pack(builder))
+        return self._packed[1]

@@ -9,9 +9,11 @@
   there. LiteRT-LM does not know them; only a .tflite file has them.
 * `verify_<T>`: as `prefill_<T>`, with `logits` float32 (1, T, V) of every token, so that an engine can check in one call what
   it guesses; also `verify_<T>_in_<W>`. Only where a .tflite file was asked for drafts.
-* `prefill` and `decode` over caches that grow: T of `prefill` and S of both are those of the tensors that come, and the runtime
-  lengthens the caches as a chat needs it. LiteRT-LM calls such a model dynamic and runs it on the CPU alone. Only a .litertlm
-  file has them, where it was asked for that.
+* `prefill` and `decode` over caches that grow: T and S are those of the tensors that come, and the runtime lengthens the caches
+  as a chat needs it. Both are one graph, which gives the logits of the last token, so a runtime prepares its weights once. Its
+  `mask` is bool (1, 1, T or more, S), True where a token looks; the rows after T are left out, because the runtime sets both
+  open axes of `decode`'s to S. LiteRT-LM calls such a model dynamic and runs it on the CPU alone. Only a .litertlm file has
+  them, where it was asked for that.
 * `forward`: `tokens` int32 (B, T) → `logits` float32 (B, T, V), without a cache. Only in a SavedModel.
 
 The new keys and values go to the slots `input_pos[0]`, `input_pos[0]` + 1, …; all T of them must lie inside the cache, because
@@ -156,10 +158,10 @@ def edge_signatures(
 ) -> dict[str, Any]:
     """The concrete functions `prefill_<T>`, `decode` and so on by name, for a model on the TensorFlow backend.
 
-    Without `prefill_lengths` they are `prefill` and `decode` over caches that grow.
+    Without `prefill_lengths` it is one over caches that grow, `decode`, which is to have the name `prefill`, too.
     """
     if not prefill_lengths:
-        shapes = {name: decode_specs(model.config, length, None) for name, length in ((GROWING_PREFILL, None), (DECODE, 1))}
+        shapes = {DECODE: decode_specs(model.config, None, None)}
     else:
         looks = signature_shapes(prefill_lengths=prefill_lengths, cache_length=cache_length, windows=windows, drafts=drafts)
         shapes = {
@@ -200,10 +202,11 @@ def decode_specs(config: ModelConfig, length: int | None, slots: int | None, *, 
     """The inputs of a signature of `length` tokens over `slots` slots, of which it looks at the first `window`; None is any."""
     import tensorflow as tf
 
+    mask = tf.float32 if slots else tf.bool
     specs = {
         "tokens": tf.TensorSpec((1, length), tf.int32, "tokens"),
         "input_pos": tf.TensorSpec((length,), tf.int32, "input_pos"),
-        "mask": tf.TensorSpec((1, 1, length, window or slots), tf.float32, "mask"),
+        "mask": tf.TensorSpec((1, 1, length, window or slots), mask, "mask"),
     }
     caches = {name: tf.TensorSpec(shape, tf.float32, name) for name, shape in cache_shapes(config, slots).items()}
     return specs | caches
@@ -218,12 +221,24 @@ def _cached_function(model: "CausalLM", name: str) -> Any:
         cache = [(caches[cache_name("k", i)], caches[cache_name("v", i)]) for i in layers]
         hidden = look_up(model.token_embedding.embeddings.value, tokens)
         positions = tf.expand_dims(input_pos, 0)
+        grows = mask.dtype == tf.bool
+        mask = _added(mask, input_pos) if grows else mask
         hidden, cache = model.cached_body(hidden, cache, slot=input_pos[0], mask=mask, positions=positions)
         outputs = {cache_name(kind, i): cache[i]["kv".index(kind)] for i in layers for kind in "kv"}
-        return outputs if name.startswith(GROWING_PREFILL) else {**outputs, "logits": exact_head(model, hidden)}
+        if name.startswith(_PREFILL):
+            return outputs
+        return {**outputs, "logits": exact_head(model, hidden[:, -1:] if grows else hidden)}
 
     run.__name__ = name
     return tf.function(run, autograph=False)
+
+
+def _added(mask, input_pos):
+    """A bool mask (1, 1, T or more, S) and T positions → what is added to the scores, float32 (1, 1, T, S)."""
+    import tensorflow as tf
+
+    rows = tf.gather(mask, input_pos - input_pos[0], axis=2)  # to measure T would cost XNNPACK's quick operators
+    return (tf.cast(rows, tf.float32) - 1.0) * 1e9
 
 
 def look_up(table, tokens):

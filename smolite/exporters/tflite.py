@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smolite.exporters.flatbuffer import add_signature
 from smolite.exporters.quantization import quantize_tflite
 from smolite.exporters.saved_model import build_saved_model
+from smolite.exporters.signatures import DECODE, GROWING_PREFILL
 from smolite.seq2seq import LanguageModel
 
 
@@ -46,6 +48,8 @@ def build(
         names = build_saved_model(model, saved_model, **lengths, drafts=drafts, to_convert=True)
         print(f"{path.name}: converting", flush=True)
         build_tflite(saved_model, float_path, names)
+        if not prefill_lengths:
+            add_signature(float_path, GROWING_PREFILL, like=DECODE)
         if quantize:
             print(f"{path.name}: quantizing to {quantize}", flush=True)
             quantize_tflite(float_path, path, quantize)
