@@ -233,6 +233,7 @@ def _add_measuring_verbs(verbs) -> None:
     plan.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once; default: 16 and 128")
     plan.add_argument("--windows", type=int, nargs="*", help=WINDOWS_HELP)
     plan.add_argument("--drafts", type=int, default=0, help=DRAFTS_HELP)
+    plan.add_argument("--growing-cache", action="store_true", help=GROWING_HELP)
     plan.add_argument("--bandwidth", type=float, default=26, help="of the memory in GB/s, for the most tokens a second")
 
     verify = _verb(verbs, "verify", "compare exported files with the Keras model, each in its own runtime")

@@ -89,6 +89,7 @@ def plan(
     prefill_lengths: Sequence[int] | None = None,
     windows: Sequence[int] | None = None,
     drafts: int = 0,
+    growing_cache: bool = False,
 ) -> Plan:
     """Sizes, memory and limits of every file that could be exported, from the shape of the model alone.
 
@@ -97,6 +98,7 @@ def plan(
         cache_length: as for `export`.
         prefill_lengths: as for `export`.
         windows, drafts: as for `export`, of .tflite files.
+        growing_cache: as for `export`, of .litertlm files; memory is that of a chat that has filled its cache.
 
     Returns:
         The plan.
@@ -110,8 +112,9 @@ def plan(
     looks = {"windows": choose_windows(config, cache_length=slots, windows=windows), "drafts": drafts}
     check_drafts(config, drafts, cache_length=slots)
     shown = sorted({*(length for length in CACHE_LENGTHS if length <= config.context_length), slots})
+    reads = {"tflite": lengths, "litertlm": () if growing_cache else lengths, "gguf": ()}
     files = [
-        _planned(config, format, way, tokenizer or TokenizerSize(), lengths=lengths, slots=slots, looks=looks)
+        _planned(config, format, way, tokenizer or TokenizerSize(), lengths=reads[format], slots=slots, looks=looks)
         for format, target in TARGETS.items()
         if format != "saved_model"
         for way in target.file_names
