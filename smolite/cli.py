@@ -46,7 +46,12 @@ ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", 
 WINDOWS_HELP = "tflite: slots that short chats are answered from; default: a quarter and half of the cache, from 128 on"
 GROWING_HELP = "litertlm: caches as long as the chat so far; quicker, and for the CPU alone"
 DRAFTS_HELP = "tflite: tokens guessed from the text so far and checked in one call"
-LIGHT = {"plan": ("smolite.exporters.planning", "print_plan")}  # verbs that need no backend, and where they are
+# Verbs that need no backend, and where they are.
+LIGHT = {
+    "plan": ("smolite.exporters.planning", "print_plan"),
+    "tokenizer": ("smolite.text_verbs", "tokenizer"),
+    "data": ("smolite.text_verbs", "data"),
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -3,7 +3,8 @@
 import codecs
 import operator
 import os
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from smolite.files import write_file
@@ -15,6 +16,9 @@ from smolite.sentencepiece_model import (
     read_model,
     train_model,
 )
+
+CHARACTERS_PER_PIECE = 40  # how much text a vocabulary entry needs to be worth having
+PIECES_BESIDE_TEXT = 264  # markers, the newline, 256 bytes, and the space
 
 
 class Tokenizer:
@@ -197,6 +201,13 @@ class StreamingDecoder:
         """
         self._context = [self._tokenizer.unk_id]
         self._context_text = self._tokenizer.decode(self._context)
+
+
+def vocabulary_for(texts: Sequence[str], *, most: int) -> int:
+    """A vocabulary size that `texts` can fill, a multiple of 32 up to `most`, with a piece for each character."""
+    characters = set(unicodedata.normalize("NFC", "".join(texts)))
+    least = -(-(PIECES_BESIDE_TEXT + len(characters)) // 32) * 32
+    return min(most, max(sum(map(len, texts)) // CHARACTERS_PER_PIECE // 32 * 32, least))
 
 
 def train_tokenizer(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 from smolite import answers, checkpoint, recipes
 from smolite import app as page
 from smolite import evaluation as scores
-from smolite.chat import Message, read_conversations, show
+from smolite.chat import Message, read_conversations
 from smolite.config import PRESETS
 from smolite.demo import run_demo
-from smolite.dialogues import read_documents
 from smolite.engines import Engine
 from smolite.exporters import TARGETS
 from smolite.exporters import export as export_run
@@ -33,8 +31,8 @@ from smolite.samplers import Sampling
 from smolite.scoring import evaluate_pairs
 from smolite.seq2seq import Seq2SeqLM
 from smolite.sources import resolve_dataset
-from smolite.tokenizer import Tokenizer, train_tokenizer
-from smolite.workplace import vocabulary_for
+from smolite.text_verbs import data as data
+from smolite.text_verbs import tokenizer as tokenizer
 
 
 def _name_engines() -> dict[str, str]:
@@ -53,28 +51,6 @@ ENGINE_FILES = _name_engines()
 def demo(*, out: str, epochs: int) -> None:
     """Trains, exports, verifies and chats on the bundled dialogues; see `run_demo`."""
     run_demo(out, epochs=epochs)
-
-
-def tokenizer(*, texts: Sequence[str], out: str, vocab_size: int, model_type: str, overwrite: bool) -> None:
-    """Trains a tokenizer on files of text or dialogues."""
-    lines = [line for name in texts for line in read_documents(resolve_dataset(name))]
-    made = train_tokenizer(lines, out, vocab_size=vocab_size, model_type=model_type, overwrite=overwrite)
-    characters = sum(map(len, lines))
-    share = characters / max(sum(len(made.encode(line)) for line in lines), 1)
-    print(f"{out}: {made.vocab_size:,} pieces from {characters:,} characters, {share:.2f} characters a token")
-
-
-def data(*, action: str, dataset: str, tokenizer: str | None, count: int) -> None:
-    """Prints examples with the trained tokens marked."""
-    path = resolve_dataset(dataset)
-    if tokenizer:
-        print(show(path, Tokenizer(tokenizer), count=count))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        conversations = read_conversations(path).conversations
-        texts = [message.content for conversation in conversations for message in conversation.messages]
-        vocab_size = vocabulary_for(texts, most=8192)
-        print(show(path, train_tokenizer(texts, Path(folder, "t.model"), vocab_size=vocab_size), count=count))
 
 
 def pretrain(*, dataset: Sequence[str], out: str, **settings: Any) -> None:

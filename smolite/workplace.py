@@ -1,17 +1,13 @@
 """Where an unfinished run lives, so that the run directory itself appears only when it is whole."""
 
 import shutil
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from smolite.callbacks import STATE_FILE
 from smolite.config import ModelConfig
 from smolite.files import write_file
-from smolite.tokenizer import Tokenizer, train_tokenizer
-
-CHARACTERS_PER_PIECE = 40  # how much text a vocabulary entry needs to be worth having
-PIECES_BESIDE_TEXT = 264  # markers, the newline, 256 bytes, and the space
+from smolite.tokenizer import Tokenizer, train_tokenizer, vocabulary_for
 
 
 class Workplace:
@@ -64,10 +60,3 @@ class Workplace:
         for name in ("log.csv", "curve.svg"):
             write_file(self.out / name, (self.folder / name).read_bytes())
         shutil.rmtree(self.folder)
-
-
-def vocabulary_for(texts: Sequence[str], *, most: int) -> int:
-    """A vocabulary size that `texts` can fill, a multiple of 32 up to `most`, with a piece for each character."""
-    characters = set(unicodedata.normalize("NFC", "".join(texts)))
-    least = -(-(PIECES_BESIDE_TEXT + len(characters)) // 32) * 32
-    return min(most, max(sum(map(len, texts)) // CHARACTERS_PER_PIECE // 32 * 32, least))

@@ -62,6 +62,16 @@ def test_help_loads_nothing_heavy():
     assert not set(done.stdout.split()) & {"keras", "numpy", "sentencepiece", "tensorflow", "jax", "torch", "smolite.verbs"}
 
 
+def test_verbs_of_text_need_no_keras(tmp_path):
+    """As where Keras cannot be imported."""
+    code = "import sys; sys.modules['keras'] = None; from smolite.cli import main; sys.exit(main(sys.argv[1:]))"
+    made = str(tmp_path / "t.model")
+    train = ["tokenizer", "sample-heldout", "--vocab-size", "900", "--out", made]
+    for words, said in ((train, "900 pieces from"), (["data", "show", "sample-heldout", "--tokenizer", made], "80  kept")):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+
+
 def help_of(capsys, *words):
     with pytest.raises(SystemExit) as ended:
         cli.main([*words, "--help"])

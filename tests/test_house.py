@@ -25,8 +25,8 @@ CODE = SOURCES + sorted(path for folder in BESIDE for path in folder.rglob("*.py
 # A file imports only from files above it. A package, here `exporters`, stands for its `__init__.py`.
 ORDER = """
     hf_config config parameters files cross_entropy caches projections layers forms models cross_attention seq2seq normalization
-    sentencepiece_model tokenizer tokenizer_json sources hub dialogues chat templates packing pairs data decoding engines
-    samplers generation seq2seq_engine replies evaluation scoring weights quantized smolite1 checkpoint curves callbacks
+    sentencepiece_model tokenizer tokenizer_json sources hub dialogues chat text_verbs templates packing pairs data decoding
+    engines samplers generation seq2seq_engine replies evaluation scoring weights quantized smolite1 checkpoint curves callbacks
     progress options optimizers training workplace samples recipes pair_recipes
     exporters.native_log exporters.signatures exporters.pair_signatures exporters.client_files exporters.lookup
     exporters.cached_engine

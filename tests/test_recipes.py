@@ -17,7 +17,8 @@ from smolite.evaluation import count_characters, evaluate_examples
 from smolite.options import TrainingOptions
 from smolite.packing import pack
 from smolite.recipes import finetune, new_model, pretrain, sample_texts
-from smolite.workplace import Workplace, vocabulary_for
+from smolite.tokenizer import vocabulary_for
+from smolite.workplace import Workplace
 
 OPTIONS = TrainingOptions(epochs=2, batch_size=4, row_length=48)
 SYSTEM = Message("system", "짧게 답해요.")
