@@ -3,8 +3,8 @@
 Shapes use the legend at the top of `layers.py`. One seam per backend compiles; nothing else knows the backend.
 """
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import keras
@@ -77,7 +77,13 @@ def _by_tensorflow(model: Any, function: Callable, is_step: bool) -> Callable:
 
     if is_step and not tf.config.list_physical_devices("GPU"):
         function = _with_rows_in_parts(function)
-    return tf.function(partial(function, model), jit_compile=is_step or None, autograph=False)
+
+    @functools.cache
+    def recorded(shape):
+        return tf.function(functools.partial(function, model), jit_compile=is_step or None, autograph=False)
+
+    # One for each shape: TensorFlow warns of a function that it records for many.
+    return lambda first, *rest: recorded(tuple(first.shape))(first, *rest)
 
 
 def _by_jax(model: Any, function: Callable, is_step: bool) -> Callable:
