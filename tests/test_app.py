@@ -261,6 +261,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_the_pages(path):
     """In a process of its own, since Gradio leaves event loops open."""
     found = json.loads(run_apart(DESCRIBE, path, GRADIO_ANALYTICS_ENABLED="True").splitlines()[-1])

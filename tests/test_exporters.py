@@ -138,6 +138,7 @@ def test_export_writes_verified_files_and_says_how_far_it_is(tmp_path, capsys):
     assert (engine.context_length, engine.prefill_lengths) == (32, (8,))
 
 
+@pytest.mark.slow
 def test_a_file_that_says_something_else_is_not_left_behind(tmp_path):
     """Huge weights that meet only zeros change nothing in float32, but leave no int8 steps for the other weights."""
     run = save_small_run(tmp_path)

@@ -14,9 +14,11 @@ from smolite.exporters import export
 from smolite.exporters.flatbuffer import open_flatbuffer, operator_counts, structure_problems
 from smolite.exporters.litertlm import bundle
 from smolite.exporters.litertlm_engine import LiteRTLMEngine
+from smolite.exporters.planning import plan
 from smolite.exporters.verification import verify
 
 NAMES = ("model", "model_int8")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,9 @@ def test_verify_passes_it(growing, tmp_path):
     run, folder = growing
     for name in NAMES:
         shutil.copy(folder / f"{name}.litertlm", tmp_path)
-    report = verify(run.path, out=tmp_path)
+    turns = [{"from": "human", "value": "안녕"}, {"from": "gpt", "value": "반가워"}] * 2
+    (tmp_path / "short.jsonl").write_text(json.dumps({"conversations": turns}), "utf-8")
+    report = verify(run.path, out=tmp_path, dialogues=tmp_path / "short.jsonl", max_new_tokens=12)
     assert report.passed and {row.artifact for row in report.rows} >= {f"{name}.litertlm" for name in NAMES}
 
 
@@ -85,7 +89,8 @@ def test_verify_passes_it(growing, tmp_path):
 def test_verify_finds_a_fault_in_it(growing, tmp_path, fault):
     run, folder = growing
     bundle(run, edit(folder / "model.tflite", tmp_path / "faulty.bin", fault), tmp_path / "model.litertlm", cache_length=160)
-    (row,) = [row for row in verify(run.path, out=tmp_path).rows if row.artifact == "model.litertlm"]
+    report = verify(run.path, out=tmp_path, prompts=["안녕하세요 " * 5], max_new_tokens=6)
+    (row,) = [row for row in report.rows if row.artifact == "model.litertlm"]
     assert any("a log probability differs by" in problem for problem in row.problems)
 
 
@@ -123,7 +128,13 @@ def test_its_weights_are_stored_once(growing, tmp_path_factory, name):
     assert (growing[1] / f"{name}.tflite").stat().st_size < fixed.stat().st_size
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"{name}.litertlm" for name in NAMES])
+def test_it_is_as_large_as_planned(growing, name):
+    run, folder = growing
+    planned = plan(run.path, growing_cache=True).file(name).num_bytes
+    assert abs(planned - (folder / name).stat().st_size) <= 16 * 1024  # a page
+
+
 def test_export_writes_a_verified_file_alone(tmp_path, capsys):
     run = save_small_run(tmp_path)
     path = export(run, format="litertlm", quantize="int8", cache_length=64, growing_cache=True)
@@ -131,13 +142,3 @@ def test_export_writes_a_verified_file_alone(tmp_path, capsys):
     made = json.loads((path.parent / "MANIFEST.json").read_text("utf-8"))["artifacts"]["model_int8.litertlm"]
     assert (made["prefill_lengths"], made["cache_length"]) == (None, 64)
     assert json.loads((path.parent / "verify.json").read_text("utf-8"))["passed"]
-
-
-def test_what_is_refused(growing):
-    run = growing[0].path
-    with pytest.raises(
-        ValueError, match=r"tflite has no growing cache\. Received: `growing_cache`\. Leave it out, or export to"
-    ):
-        export(run, growing_cache=True)
-    with pytest.raises(ValueError, match=r"a prompt is read at once, whatever its length\. Received: `prefill_lengths` \(8,\)"):
-        export(run, format="litertlm", growing_cache=True, prefill_lengths=(8,))

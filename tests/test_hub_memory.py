@@ -52,6 +52,7 @@ def write_folder(folder, dtype, *, num_files, head):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget the most memory held")
 @pytest.mark.parametrize(("dtype", "num_files", "head"), [("float32", 1, False), (bfloat16, 3, True)])
 def test_loading_needs_little_more_memory_than_the_weights(tmp_path, dtype, num_files, head):

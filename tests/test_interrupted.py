@@ -43,6 +43,7 @@ def contents(run):
     return {path.name: path.read_bytes() for path in (run / "export").iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["verify.md", "MANIFEST.json"])
 def test_a_keystroke_while_files_are_moved(run, monkeypatch, name):
     age(run)
@@ -63,6 +64,7 @@ def test_a_keystroke_while_files_are_moved(run, monkeypatch, name):
     assert not any(manifest_problems(run / "export", run).values())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_the_manifest_is_written(run, monkeypatch):
     def write_file(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

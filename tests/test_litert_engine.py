@@ -143,6 +143,7 @@ def test_a_file_that_was_cut_off(run, tmp_path, name, share):
         TFLiteEngine(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_nothing_is_written_to_standard_error(run):
     """Here standard error goes where standard output goes, before LiteRT is there and until the process has ended."""
     code = """if True:
@@ -154,6 +155,7 @@ def test_nothing_is_written_to_standard_error(run):
     assert run_apart(code, run / "export" / "model.tflite") == "(1, 330)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the weights are shared on Linux only")
 def test_the_signatures_share_their_packed_weights(run):
     """What XNNPACK packs lies in a file in memory; signatures with weights of their own would make it three times as large."""
@@ -182,6 +184,7 @@ build_tflite(sys.argv[2], sys.argv[3], names)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not stories.FOLDER.exists(), reason=stories.REASON)
 def test_stories260k_prints_its_golden_text(tmp_path):
     model = CausalLM(stories.stories_config())

@@ -174,6 +174,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="a limit of the size of files is Unix's")
 def test_a_disk_that_is_full_leaves_the_old_file(tmp_path):
     run = save_small_run(tmp_path)

@@ -3,10 +3,8 @@
 import dataclasses
 import functools
 import json
-import math
 import re
 
-import keras
 import numpy as np
 import pytest
 from tiny import TINY
@@ -16,10 +14,9 @@ from smolite import checkpoint, cli
 from smolite.answers import Talker
 from smolite.chat import ChatTemplate, Message
 from smolite.config import PRESETS
-from smolite.data import ChatDataset
 from smolite.options import TrainingOptions
 from smolite.pair_recipes import encoder_depth, train_pairs
-from smolite.pairs import fit_pairs, pack_pairs, read_pairs, row_lengths
+from smolite.pairs import read_pairs
 from smolite.replies import fit_source, reply
 from smolite.samplers import GREEDY
 from smolite.scoring import PairScorer, best_targets, evaluate_pairs, sentences, spans
@@ -28,7 +25,6 @@ from smolite.seq2seq import Seq2SeqLM
 from smolite.seq2seq_engine import Seq2SeqEngine, keras_engine
 from smolite.sources import resolve_dataset
 from smolite.tokenizer import Tokenizer
-from smolite.training import compile_for_training
 
 OPTIONS = TrainingOptions(epochs=2, batch_size=16, row_length=48, learning_rate=5e-3)
 
@@ -155,32 +151,3 @@ def test_scores_are_those_of_the_whole_set_and_choose_by_character(trained):
 def test_sentences_and_spans_of_the_docstrings():
     assert sentences("응. 가자!\n왜?") == ["응.", "가자!", "왜?"]
     assert spans("그는 왔다. 나도.", most_words=2) == ["그는", "그는 왔다", "왔다", "나도"]
-
-
-def final_loss(rows, vocab_size, *, epochs, cut):
-    """The loss on its training rows of a model trained on them; with `cut`, nothing comes from the source."""
-    keras.utils.set_random_seed(0)
-    shape = {"num_query_heads": 4, "num_key_value_heads": 2, "hidden_dim": 128, "intermediate_dim": 256, "dropout": 0.0}
-    model = Seq2SeqLM(dataclasses.replace(TINY, **shape, head_dim=32, num_encoder_layers=1, vocab_size=vocab_size))
-    for block in model.blocks if cut else []:
-        block.cross_attention.output_projection.kernel.assign(np.zeros((128, 128)))
-        block.cross_attention.trainable = False
-    data = ChatDataset(rows, 4)
-    compile_for_training(model, TrainingOptions(learning_rate=3e-3), total_steps=len(data) * epochs)
-    model.fit(data, epochs=epochs, shuffle=False, verbose=0)
-    return model.evaluate(data, verbose=0, return_dict=True)["loss"]
-
-
-@pytest.mark.slow
-def test_a_model_that_reads_its_source_learns_what_one_without_cannot():
-    """Without the source nobody can tell which of n targets is meant, so the loss can't fall below log(n) a target."""
-    pairs = read_pairs(resolve_dataset("sample-pairs"))
-    texts = [text for pair in pairs for text in (pair.source, pair.target)]
-    pieces = Tokenizer(train_model(texts, vocab_size=1600, model_type="bpe", character_coverage=1.0))
-    examples = fit_pairs(pairs, pieces, source_length=64, target_length=64).examples
-    source_length, length = row_lengths(examples, 64)
-    rows = pack_pairs(examples, length, source_length=source_length)
-    losses = {cut: final_loss(rows, pieces.vocab_size, epochs=40, cut=cut) for cut in (False, True)}
-    floor = math.log(len(pairs)) * len(pairs) / rows.num_trained
-    print(f"{losses[False]:.3f} with the source, {losses[True]:.3f} without, {floor:.3f} is the least without")
-    assert losses[True] > floor > 5 * losses[False]

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from bundled import growing_bundles, small_bundles
+from bundled import small_bundles
 from exported import LAYERS, PREFILL, ROOT, SLOTS, TEXTS, exported_run, run_apart
 from tiny_json import ROLES, trained
 
@@ -134,16 +134,12 @@ def test_memory_is_as_measured():
     assert {way: memory[way] for way in prototype} == pytest.approx(prototype, rel=0.08)
 
 
-def test_a_growing_cache_has_the_weights_packed_once(tmp_path_factory):
-    """Peaks in LiteRT-LM of our files after a chat of 257 tokens, and the sizes of small ones."""
+def test_a_growing_cache_has_the_weights_packed_once():
+    """Peaks in LiteRT-LM of our files after a chat of 257 tokens."""
     made = plan("smollm2-135m", cache_length=272, growing_cache=True)
     for name, megabytes in {"model_int8.litertlm": 402, "model_int4.litertlm": 267}.items():
         assert made.file(name).memory / 1e6 == pytest.approx(megabytes, rel=0.05)
     assert made.file("model_int8.tflite") == plan("smollm2-135m", cache_length=272).file("model_int8.tflite")
-    run, folder = growing_bundles(tmp_path_factory)
-    made = plan(run.path, growing_cache=True)
-    for name in ("model.litertlm", "model_int8.litertlm"):
-        assert abs(made.file(name).num_bytes - (folder / name).stat().st_size) <= 16 * 1024
 
 
 @pytest.mark.parametrize(("way", "megabytes"), [(None, 2041), ("int8", 625), ("f16", 2189), ("int4_int8", 417), ("int4", 388)])

@@ -129,12 +129,13 @@ def test_the_page_answers_as_keras_does_and_needs_no_other_server(page, run, dri
 @in_browser
 def test_verify_asks_the_page_too_and_a_wrong_answer_there_turns_it_red(built, run, tmp_path, monkeypatch):
     export(run, format="litertlm", out=tmp_path, cache_length=128, growing_cache=True)
-    report, name = verify(run, out=tmp_path, browser=built), "model.litertlm in Chromium"
+    few = {"prompts": ["안녕!", "또 만나요", "a"], "browser": built}
+    report, name = verify(run, out=tmp_path, **few), "model.litertlm in Chromium"
     assert report.passed, report.table()
     (row,) = [row for row in report.rows if row.artifact == name]
     assert row.tokens == row.num_tokens > 20
     monkeypatch.setattr(BrowserEngine, "reply", lambda self, text, *, max_new_tokens: "x")
-    assert {row.artifact for row in verify(run, out=tmp_path, browser=built).rows if not row.passed} == {name}
+    assert {row.artifact for row in verify(run, out=tmp_path, **few).rows if not row.passed} == {name}
 
 
 def keras_reply(run, said, *, most):

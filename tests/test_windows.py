@@ -122,3 +122,12 @@ def test_windows_are_refused_where_nothing_uses_them(run):
         choose_windows(PAIRS, cache_length=64, windows=[8])
     with pytest.raises(ValueError, match="litertlm has no windows. Received: `windows`"):
         export(run.path, format="litertlm", windows=[8])
+
+
+def test_a_growing_cache_is_refused_where_it_cannot_be(run):
+    with pytest.raises(
+        ValueError, match=r"tflite has no growing cache\. Received: `growing_cache`\. Leave it out, or export to"
+    ):
+        export(run.path, growing_cache=True)
+    with pytest.raises(ValueError, match=r"a prompt is read at once, whatever its length\. Received: `prefill_lengths` \(8,\)"):
+        export(run.path, format="litertlm", growing_cache=True, prefill_lengths=(8,))
