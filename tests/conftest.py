@@ -26,8 +26,8 @@ ONE_BACKEND = frozenset(
     "test_verification test_web test_windows".split()
 )
 
-# Whose slow tests convert, which happens in a process of its own on TensorFlow whatever the backend.
-CONVERSIONS = frozenset(["test_forms"])
+# Whose slow tests export, in processes of their own.
+CONVERSIONS = frozenset(["test_forms", "test_hub"])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -135,7 +135,7 @@ def test_it_is_as_large_as_planned(growing, name):
     assert abs(planned - (folder / name).stat().st_size) <= 16 * 1024  # a page
 
 
-def test_export_writes_a_verified_file_alone(tmp_path, capsys):
+def test_export_writes_a_verified_file(tmp_path, capsys):
     run = save_small_run(tmp_path)
     path = export(run, format="litertlm", quantize="int8", cache_length=64, growing_cache=True)
     assert "tracing prefill of any length and decode" in capsys.readouterr().out

@@ -216,6 +216,7 @@ def test_a_name_is_opened_from_the_cache_without_a_network(folder, tmp_path):
     assert done.stdout.strip().splitlines()[-1:] == [expected], done.stderr
 
 
+@pytest.mark.slow
 def test_a_name_is_exported_to_a_folder_here(folder, tmp_path):
     cached(folder, tmp_path)
     code = f"import os, smolite; os.chdir({str(tmp_path)!r}); print(smolite.export({NAME!r}, format='gguf'))"

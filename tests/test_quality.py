@@ -11,6 +11,7 @@ from smolite import checkpoint, cli
 from smolite.dialogues import read_conversations
 from smolite.engines import KerasEngine
 from smolite.evaluation import evaluate
+from smolite.exporters import quality
 from smolite.exporters.agreement import Comparison, measure, read_sample, same_at_the_start
 from smolite.exporters.quality import FLOAT, Quality, Row, choose, measure_ways, smallest
 from smolite.exporters.quantization import WAYS
@@ -159,8 +160,9 @@ def test_an_encoder_decoder_is_refused(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("max_loss", "way"), [("0", None), ("50%", "int4")])
-def test_the_verb_keeps_the_file_that_was_chosen(run, files, tmp_path, capsys, max_loss, way):
+@pytest.mark.parametrize(("max_loss", "way", "ways"), [("0", None, ["int8"]), ("50%", "int4", list(WAYS))])
+def test_the_verb_keeps_the_file_that_was_chosen(run, files, tmp_path, capsys, monkeypatch, max_loss, way, ways):
+    monkeypatch.setattr(quality, "WAYS", {each: WAYS[each] for each in ways})
     words = ["quality", str(run.path), "--max-loss", max_loss, "--dataset", str(files["dialogues"]), "--out", str(tmp_path)]
     lengths = ["--prefill-lengths", "16", "--cache-length", "48"]
     assert cli.main([*words, "--text", str(files["text"]), *lengths]) == 0
@@ -169,5 +171,5 @@ def test_the_verb_keeps_the_file_that_was_chosen(run, files, tmp_path, capsys, m
     assert {file for file in kept if file.endswith(".tflite")} == {name}
     assert {"quality.json", "quality.md", "tokenizer.model", "chat.json", "verify.json"} < kept
     stored = json.loads((tmp_path / "quality.json").read_text("utf-8"))
-    assert [each["way"] for each in stored["rows"]] == [FLOAT, *(each for each in WAYS if "block" not in each)]
+    assert [each["way"] for each in stored["rows"]] == [FLOAT, *(each for each in ways if "block" not in each)]
     assert stored["file"] == name and str(tmp_path / name) in capsys.readouterr().out
