@@ -1,6 +1,7 @@
 """Referees: the numpy reference, which has no cache, and the model's own uncached forward in half precision."""
 
 import dataclasses
+import logging
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import reference
 from reference import AWKWARD_CONFIGS, random_weights
 
+from smolite.decoding import compiled
 from smolite.engines import KerasEngine, check_prompts
 from smolite.models import CausalLM
 from smolite.weights import assign_weights, model_weights
@@ -211,3 +213,18 @@ def test_greedy_says_that_weights_are_broken(model, engine):
     assign_weights(model, {name: value * np.nan for name, value in WEIGHTS.items()})
     with pytest.raises(FloatingPointError, match="Logits must be numbers"):
         engine.greedy([5], 3)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow warns")
+def test_prompts_of_many_lengths_bring_no_warning():
+    said = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(listener)
+    try:
+        run = compiled(None, lambda _, tokens: tokens + 1, is_step=False)
+        assert [int(run(np.zeros((1, length), "int32"))[0, -1]) for length in range(1, 9)] == [1] * 8
+    finally:
+        logger.removeHandler(listener)
+    assert not said

@@ -8,6 +8,7 @@ from exported import exported_run, save_small_run
 
 from smolite import checkpoint
 from smolite.exporters.flatbuffer import read_flatbuffer
+from smolite.exporters.reference import Case, _cache_difference
 from smolite.exporters.report import Report, Row
 from smolite.exporters.verification import verify
 
@@ -132,3 +133,17 @@ def test_a_table_shows_the_change_of_bits_and_the_problems(tmp_path):
         "a.tflite: something is wrong",
     ]
     assert json.loads(report.save(tmp_path).read_text("utf-8"))["rows"][1]["problems"] == ["something is wrong"]
+
+
+@pytest.mark.parametrize(("largest", "share"), [(0.5, 1e-4), (8.0, 1e-4 / 8)])
+def test_differences_of_large_keys_are_shares(largest, share):
+    """The angle of a late position is rounded, which moves a key by as much as it is long."""
+    keys = np.zeros((1, 2, 3, 4), "float32")
+    keys[0, 1, 2] = largest
+
+    class Engine:
+        def read_caches(self):
+            return {"kv_cache_k_0": keys + np.float32(1e-4)}
+
+    case = Case(prompt=[5, 6], reply=[7, 8], logits=None, written=None, caches={"kv_cache_k_0": keys[0]})
+    assert _cache_difference(Engine(), case) == pytest.approx(share, rel=0.01)
