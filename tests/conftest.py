@@ -22,17 +22,17 @@ ONE_BACKEND = frozenset(
     "test_hub_memory test_hub_templates test_interrupted test_litert_engine test_litertlm test_lookup test_manifest "
     "test_normalization test_notebook test_options test_packing test_pair_ablation test_pair_export test_phone "
     "test_planning test_private_markers test_quality test_quantization test_readme test_seeds "
-    "test_sentencepiece_model test_sources test_text_check test_texts test_tokenizer test_tokenizer_json "
-    "test_verification test_web test_windows".split()
+    "test_sentencepiece_model test_sources test_text_check test_texts test_tokenizer "
+    "test_tokenizer_json test_verification test_web test_windows".split()
 )
 
-# Whose slow tests export, in processes of their own.
-CONVERSIONS = frozenset(["test_forms", "test_hub"])
+# Whose slow tests run on one backend, too: they export in processes of their own, or repeat at length what others check.
+SLOW_ONCE = frozenset(["test_forms", "test_hub", "test_smolite1"])
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
-        converts = item.path.stem in CONVERSIONS and item.get_closest_marker("slow")
-        if item.path.stem not in ONE_BACKEND and not converts:
+        once = item.path.stem in SLOW_ONCE and item.get_closest_marker("slow")
+        if item.path.stem not in ONE_BACKEND and not once:
             item.add_marker(pytest.mark.backend)

@@ -68,18 +68,15 @@ def test_a_prompt_that_does_not_fit():
 
 
 @pytest.mark.slow
-def test_train_prints_a_table_for_each_case(tmp_path):
+def test_train_prints_a_table_of_dialogues(tmp_path):
     data, out = ROOT / "smolite" / "sample" / "heldout.jsonl", tmp_path / "table.md"
     options = ("--size", "toy", "--repeats", "1", "--steps", "1", "--dialogues", str(data), "--out", str(out))
-    done = run("train.py", *options, "--backend", BACKEND, "--peers", "keras-hub")
+    done = run("train.py", "--case", "dialogues", *options, "--backend", BACKEND, "--peers", "keras-hub")
     assert done.returncode == 0, done.stderr
     assert done.stdout == out.read_text("utf-8")
-    text, dialogues = tables(done.stdout)
-    assert [row[0] for row in text] == ["side", "smolite", "keras-hub"]
-    assert text[0][1] == "tokens/s" and dialogues[0][1] == "response tokens/s"
-    assert [row[5] for row in text[1:]] == ["512"] * len(text[1:])
-    assert [row[0] for row in dialogues] == ["side", "smolite", "keras-hub"]
-    assert all(len(row) == 9 and float(row[1].replace(",", "")) > 0 for row in [*text[1:], *dialogues[1:]])
+    (dialogues,) = tables(done.stdout)
+    assert [row[0] for row in dialogues] == ["side", "smolite", "keras-hub"] and dialogues[0][1] == "response tokens/s"
+    assert all(len(row) == 9 and float(row[1].replace(",", "")) > 0 for row in dialogues[1:])
 
 
 @pytest.mark.slow
@@ -100,7 +97,8 @@ def test_a_step_of_several_batches_in_bfloat16_counts_all_of_their_tokens():
     done = run("train.py", "--size", "toy", "--case", "text", "--repeats", "1", "--steps", "1", *batch, "--backend", BACKEND)
     assert done.returncode == 0, done.stderr
     (text,) = tables(done.stdout)
-    assert [row[0] for row in text] == ["side", "smolite", peer] and [row[5] for row in text[1:]] == ["96", "96"]
+    assert text[0][1] == "tokens/s" and [row[0] for row in text] == ["side", "smolite", peer]
+    assert [row[5] for row in text[1:]] == ["96", "96"]
     assert "`toy`, mixed_bfloat16." in done.stdout and f"### text, {BACKEND}: batch 3 × 2 × 16," in done.stdout
 
 

@@ -53,6 +53,7 @@ def test_the_cache_changes_nothing(referee, model):
         np.testing.assert_allclose(to_numpy(logits)[:, 0], expected[:, slot], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_goes_on_as_the_referee_does(referee, model):
     ids = TOKENS[0, :5].tolist()
     for _ in range(6):
@@ -60,6 +61,7 @@ def test_it_goes_on_as_the_referee_does(referee, model):
     assert generate(KerasEngine(model), [ids[:5]], max_new_tokens=6) == [ids[5:]]
 
 
+@pytest.mark.slow
 def test_the_preset_has_the_sizes_of_the_first_smolite():
     config = PRESETS["smolite-1"]
     referee = first_smolite(32_768, width=256, inside=1024, layers=12, heads=8)
