@@ -15,7 +15,7 @@ from keras import ops
 from smolite.chat import ChatTemplate, Conversation, Fitted, fit_context
 from smolite.cross_entropy import token_nll
 from smolite.data import ChatDataset
-from smolite.engines import Engine
+from smolite.engines import Engine, prefill_length
 from smolite.models import CausalLM
 from smolite.packing import Example, PackedRows, pack
 from smolite.seq2seq import LanguageModel
@@ -184,6 +184,36 @@ def trace_examples(engine: Engine, examples: Sequence[Example], num_characters: 
     rows = [_trace_example(engine, ids, mask) for ids, mask in examples]
     nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
     return Trace(nll, predicted, targets, num_characters)
+
+
+def trace_at_once(
+    model: CausalLM,
+    conversations: Iterable[Conversation],
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None = None,
+    context_length: int,
+) -> Trace:
+    """What `trace` gives of the model, by its plain forward: a conversation is read at once, padded to a power of two.
+
+    Args:
+        model: the model.
+        conversations, tokenizer, template: as in `evaluate`.
+        context_length: of the engine that it is compared with.
+    """
+    fitted = fit_context(conversations, tokenizer, context_length=context_length, template=template)
+    rows = []
+    for ids, mask in fitted.examples:
+        tokens = np.zeros((1, prefill_length(len(ids), context_length)), "int32")
+        tokens[0, : len(ids)] = ids
+        places = np.flatnonzero(mask)
+        logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, places - 1].astype("float64")
+        targets = np.asarray(ids)[places]
+        peaks = logits.max(-1)
+        sums = np.exp(logits - peaks[:, None]).sum(-1)
+        rows.append((peaks + np.log(sums) - logits[np.arange(len(places)), targets], logits.argmax(-1), targets))
+    nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Trace(nll, predicted, targets, count_characters(fitted))
 
 
 def _trace_example(engine: Engine, ids: Sequence[int], mask: Sequence[int]) -> tuple[list, list, list]:

@@ -11,7 +11,7 @@ from smolite.chat import ChatTemplate, Conversation, Message, fit_context
 from smolite.config import ModelConfig
 from smolite.data import ChatDataset
 from smolite.engines import KerasEngine
-from smolite.evaluation import Evaluation, count_characters, evaluate, evaluate_examples, trace
+from smolite.evaluation import Evaluation, count_characters, evaluate, evaluate_examples, trace, trace_at_once
 from smolite.options import TrainingOptions
 from smolite.packing import pack, unpacked_rows
 from smolite.training import compile_for_training
@@ -68,9 +68,13 @@ def test_evaluate_is_what_numpy_computes(model, by_numpy):
     assert result.bits_per_character == pytest.approx(nats.sum() / math.log(2) / characters, rel=1e-5)
 
 
-def test_an_engine_token_by_token_says_the_same(model, by_numpy):
+@pytest.mark.parametrize("way", ["token by token", "at once"])
+def test_an_engine_and_the_plain_forward_say_the_same(model, by_numpy, way):
     nats, predicted, targets, characters = by_numpy
-    result = trace(KerasEngine(model), DIALOGUES[:4], tokenizer=tokenizer())
+    if way == "at once":
+        result = trace_at_once(model, DIALOGUES[:4], tokenizer=tokenizer(), context_length=model.config.context_length)
+    else:
+        result = trace(KerasEngine(model), DIALOGUES[:4], tokenizer=tokenizer())
     count = len(result.nll)
     np.testing.assert_allclose(result.nll, nats[:count], rtol=0, atol=1e-4)
     np.testing.assert_array_equal(result.predicted, predicted[:count])

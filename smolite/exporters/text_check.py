@@ -8,8 +8,7 @@ import numpy as np
 from smolite.chat import ChatTemplate
 from smolite.checkpoint import Run
 from smolite.dialogues import Conversation, Message
-from smolite.engines import Engine
-from smolite.evaluation import Evaluation, trace
+from smolite.evaluation import Evaluation, trace_at_once
 from smolite.exporters.browser_engine import BrowserEngine
 from smolite.exporters.litertlm_engine import LiteRTLMEngine
 from smolite.exporters.private_markers import PrivateTemplate
@@ -110,16 +109,23 @@ def count_same(answer: str, reply: Sequence[int], run: Run) -> tuple[int, int]:
 
 
 def check_scores(
-    row: Row, engine: LiteRTLMEngine, reference: Engine, run: Run, conversations: Iterable[Conversation]
+    row: Row, engine: LiteRTLMEngine, run: Run, conversations: Iterable[Conversation], *, slots: int
 ) -> tuple[float, float]:
     """Compares the log probabilities of every answer's tokens; puts the largest difference into the row.
+
+    Args:
+        row: gets the difference, and problems.
+        engine: the runtime.
+        run: the run that its file was made from.
+        conversations: what is scored.
+        slots: of the runtime's cache.
 
     Returns:
         Bits per character of the Keras model and of the runtime.
     """
     theirs, ours, characters = [0.0], [0.0], 0
     for conversation in conversations:
-        found = trace(reference, [conversation], tokenizer=run.tokenizer, template=run.template)
+        found = trace_at_once(run.model, [conversation], tokenizer=run.tokenizer, template=run.template, context_length=slots)
         scores = score_answers(engine, run, conversation)
         if len(scores) != len(found.nll):
             row.problems.append(f"it reads {len(scores)} tokens in the answers of a dialogue, the model {len(found.nll)}")

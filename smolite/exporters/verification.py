@@ -99,9 +99,7 @@ def verify(
     texts = parity_texts(loaded.tokenizer)
     for name, bundle in bundles.items():
         rows[f"tokenizer in {name}"] = check_tokenizer(name, bundle, loaded, texts)
-        _check_bundle(
-            rows, bundle, engines[KERAS_ROW], loaded, path=folder / name, browser=browser, said=said, held_out=held_out
-        )
+        _check_bundle(rows, bundle, loaded, path=folder / name, browser=browser, said=said, held_out=held_out)
     for name, engine in artifacts.items():
         if isinstance(engine, LlamaCppEngine):
             rows[f"tokenizer in {name}"] = check_llama_tokenizer(engine, name, loaded.tokenizer, texts)
@@ -193,7 +191,6 @@ def _check_numbers(row: Row, engine: Engine, cases: Sequence[Case]) -> None:
 def _check_bundle(
     rows: dict[str, Row],
     engine: LiteRTLMEngine,
-    reference: Engine,
     loaded: checkpoint.Run,
     *,
     path: Path,
@@ -208,9 +205,9 @@ def _check_bundle(
     answer = Message("assistant", TEXTS[0])
     room = engine.context_length - len(loaded.tokenizer.encode(answer.content)) - 1
     fitting = [text for text, case in said if len(case.prompt) <= room]
-    check_scores(row, engine, reference, loaded, [Conversation((Message("user", text), answer)) for text in fitting])
+    check_scores(row, engine, loaded, [Conversation((Message("user", text), answer)) for text in fitting], slots=slots)
     if held_out:
-        bits = check_scores(row, engine, reference, loaded, held_out)
+        bits = check_scores(row, engine, loaded, held_out, slots=slots)
         rows[KERAS_ROW].bits_per_character, row.bits_per_character = bits
         _limit_bits(row, bits[0])
     if exact and row.logits is not None and row.logits > FLOAT_LIMIT:
