@@ -4,13 +4,15 @@ import keras
 import numpy as np
 import pytest
 from exported import TEXTS, keras_logits, random_weights, run_apart, small_config
+from test_faults import constants as constants_of
+from test_faults import edit
 
 from smolite import checkpoint
 from smolite.config import ModelConfig
 from smolite.exporters import export
 from smolite.exporters.flatbuffer import open_flatbuffer, operator_counts, operator_name, structure_problems
 from smolite.exporters.litert_engine import TFLiteEngine
-from smolite.exporters.quantization import WAYS, check_way
+from smolite.exporters.quantization import WAYS, check_way, quantize_tflite
 from smolite.exporters.targets import AGREEMENT_LIMITS, BITS_LIMITS, TARGETS
 from smolite.models import CausalLM
 from smolite.tokenizer import train_tokenizer
@@ -171,3 +173,17 @@ def test_a_bundle_runs_in_litert_lm(run, tmp_path, way):
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
     speeds = litert_lm.Benchmark(str(tmp_path / "a.litertlm"), backend=litert_lm.Backend.CPU(), **settings).run()
     assert speeds.last_decode_token_count > 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_of_zeros_can_be_run(run, tmp_path, way):
+    """As of tokens that were never trained. Their scale would be 0, which XNNPACK refuses when the file is first run."""
+
+    def clear(model):
+        for table in constants_of(model, [330, 64]):
+            table[300:302] = 0
+
+    float_path, path = edit(run / "export" / "model.tflite", tmp_path / "model.tflite", clear), tmp_path / f"model_{way}.tflite"
+    quantize_tflite(float_path, path, way)
+    logits = TFLiteEngine(path).start([[5, 300, 301, 7, 8]])
+    assert np.isfinite(logits).all() and not logits[0, 300:302].any() and np.abs(logits).max() > 0.1

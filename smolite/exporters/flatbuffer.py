@@ -18,7 +18,7 @@ from smolite.files import write_file
 _ALIGNMENT = 64
 
 
-def read_flatbuffer(data: bytes | np.ndarray) -> Any:
+def read_flatbuffer(data: bytes | bytearray | np.ndarray) -> Any:
     """The file's contents as the `ModelT` object of TFLite's schema. Large buffers may stay outside it, by offset."""
     from ai_edge_litert import schema_py_generated as schema
 

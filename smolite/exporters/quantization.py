@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from smolite.config import ModelConfig
 from smolite.exporters.flatbuffer import open_flatbuffer, operator_name, read_flatbuffer, write_edited
 from smolite.files import write_file
@@ -66,9 +68,10 @@ def quantize_tflite(float_path: str | Path, path: str | Path, way: str = "int8")
     from ai_edge_quantizer import quantizer
 
     job = quantizer.Quantizer(str(float_path), _recipe(WAYS[way], float_path))
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no argument switches off
+    # A progress bar that no argument switches off; and rows of zeros, which OCTAV divides by their size.
+    with contextlib.redirect_stderr(io.StringIO()), np.errstate(invalid="ignore"):
         result = job.quantize(enable_progress_bar=False, enable_progress_report=False)
-    write_file(path, share_scales(bytes(result.quantized_model)))
+    write_file(path, share_scales(with_positive_scales(bytes(result.quantized_model))))
 
 
 def check_way(way: str, config: ModelConfig | None = None) -> None:
@@ -130,6 +133,25 @@ def _heads(float_path: str | Path) -> list[str]:
                 found[name].append((weight.buffer, output.name.decode()))
     tables = {buffer for buffer, _ in found["EMBEDDING_LOOKUP"]}
     return [name for buffer, name in found["FULLY_CONNECTED"] if buffer in tables]
+
+
+def with_positive_scales(data: bytes) -> bytes:
+    """The same model with a scale of 1 where it was 0, of a row or block of zeros: XNNPACK does not run a file that has one."""
+    changed = bytearray(data)
+    model = read_flatbuffer(changed)
+    for graph in model.subgraphs:
+        for table in (tensor.quantization for tensor in graph.tensors if tensor.quantization is not None):
+            if table.scale is not None:
+                table.scale = np.where(table.scale > 0, table.scale, np.float32(1))
+            if (place := getattr(table.details, "scales", None)) is not None:  # float16, of blocks
+                buffer = model.buffers[graph.tensors[place].buffer]
+                if buffer.offset > 1:
+                    scales = np.frombuffer(changed, "float16", buffer.size // 2, buffer.offset)
+                else:
+                    buffer.data = np.array(buffer.data)
+                    scales = buffer.data.view("float16")
+                scales[~(scales > 0)] = 1
+    return write_edited(model, bytes(changed))
 
 
 def share_scales(data: bytes) -> bytes:
