@@ -207,26 +207,28 @@ def trace_at_once(
         tokens = np.zeros((1, prefill_length(len(ids), context_length)), "int32")
         tokens[0, : len(ids)] = ids
         places = np.flatnonzero(mask)
-        logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, places - 1].astype("float64")
-        targets = np.asarray(ids)[places]
-        peaks = logits.max(-1)
-        sums = np.exp(logits - peaks[:, None]).sum(-1)
-        rows.append((peaks + np.log(sums) - logits[np.arange(len(places)), targets], logits.argmax(-1), targets))
+        logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, places - 1]
+        rows.append(_score(logits, np.asarray(ids)[places]))
     nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
     return Trace(nll, predicted, targets, count_characters(fitted))
 
 
-def _trace_example(engine: Engine, ids: Sequence[int], mask: Sequence[int]) -> tuple[list, list, list]:
+def _trace_example(engine: Engine, ids: Sequence[int], mask: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = list(mask).index(1)
     logits = engine.start([ids[:first]])
-    nll, predicted, targets = [], [], []
+    said, targets = [], []
     for place in range(first, len(ids)):
         if mask[place]:
-            scores = logits[0].astype("float64")
-            peak = scores.max()
-            nll.append(peak + math.log(np.exp(scores - peak).sum()) - scores[ids[place]])
-            predicted.append(int(scores.argmax()))
+            said.append(np.array(logits[0]))
             targets.append(ids[place])
         if place + 1 < len(ids):
             logits = engine.step([ids[place]])
-    return nll, predicted, targets
+    return _score(np.stack(said), np.asarray(targets))
+
+
+def _score(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(P, V) logits and (P,) targets → negative log-likelihoods in float64, the likeliest tokens, and the targets."""
+    logits = logits.astype("float64")
+    peaks = logits.max(-1)
+    sums = np.exp(logits - peaks[:, None]).sum(-1)
+    return peaks + np.log(sums) - logits[np.arange(len(targets)), targets], logits.argmax(-1), targets

@@ -29,7 +29,7 @@ from smolite.exporters.cached_engine import CachedEngine
 from smolite.exporters.client_files import check_client_files, write_client_files
 from smolite.exporters.flatbuffer import open_flatbuffer, operator_counts, structure_problems
 from smolite.exporters.litert_engine import TFLiteEngine
-from smolite.exporters.quantization import quantize_tflite, share_scales
+from smolite.exporters.quantization import quantize_tflite, tidy_scales
 from smolite.exporters.signatures import choose_lengths
 from smolite.generation import generate
 from smolite.models import CausalLM
@@ -110,7 +110,7 @@ def test_structural_problems_are_named(run):
 def test_sharing_scales_makes_the_file_smaller_and_changes_no_logit(run, tmp_path):
     plain = (run / "export" / "plain_int8.bin").read_bytes()
     (tmp_path / "plain.tflite").write_bytes(plain)
-    (tmp_path / "shared.tflite").write_bytes(share_scales(plain))
+    (tmp_path / "shared.tflite").write_bytes(tidy_scales(plain))
     assert (tmp_path / "shared.tflite").stat().st_size < len(plain) - 3 * 330 * 12
     logits = [TFLiteEngine(tmp_path / name).start([list(range(20))]) for name in ("plain.tflite", "shared.tflite")]
     np.testing.assert_array_equal(*logits)

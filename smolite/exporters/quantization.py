@@ -71,7 +71,7 @@ def quantize_tflite(float_path: str | Path, path: str | Path, way: str = "int8")
     # A progress bar that no argument switches off; and rows of zeros, which OCTAV divides by their size.
     with contextlib.redirect_stderr(io.StringIO()), np.errstate(invalid="ignore"):
         result = job.quantize(enable_progress_bar=False, enable_progress_report=False)
-    write_file(path, share_scales(with_positive_scales(bytes(result.quantized_model))))
+    write_file(path, tidy_scales(bytes(result.quantized_model)))
 
 
 def check_way(way: str, config: ModelConfig | None = None) -> None:
@@ -135,39 +135,36 @@ def _heads(float_path: str | Path) -> list[str]:
     return [name for buffer, name in found["FULLY_CONNECTED"] if buffer in tables]
 
 
-def with_positive_scales(data: bytes) -> bytes:
-    """The same model with a scale of 1 where it was 0, of a row or block of zeros: XNNPACK does not run a file that has one."""
+def tidy_scales(data: bytes) -> bytes:
+    """The same model with scales that XNNPACK takes, and each table of them written once.
+
+    The quantizer gives a row or block of zeros the scale 0, with which XNNPACK does not run a file; it becomes 1. And the
+    scales and zero points of a weight, 12 bytes a row, stand in every signature that uses it; with a vocabulary of 8,192 that
+    is 7 % of a file of 5 M parameters. Equal tables may stand at one place in a flatbuffer.
+    """
     changed = bytearray(data)
     model = read_flatbuffer(changed)
+    shared: dict[Any, _Shared] = {}
     for graph in model.subgraphs:
-        for table in (tensor.quantization for tensor in graph.tensors if tensor.quantization is not None):
+        for tensor in (tensor for tensor in graph.tensors if tensor.quantization is not None):
+            table = tensor.quantization
+            if (place := getattr(table.details, "scales", None)) is not None:
+                _make_positive(model.buffers[graph.tensors[place].buffer], changed)
             if table.scale is not None:
                 table.scale = np.where(table.scale > 0, table.scale, np.float32(1))
-            if (place := getattr(table.details, "scales", None)) is not None:  # float16, of blocks
-                buffer = model.buffers[graph.tensors[place].buffer]
-                if buffer.offset > 1:
-                    scales = np.frombuffer(changed, "float16", buffer.size // 2, buffer.offset)
-                else:
-                    buffer.data = np.array(buffer.data)
-                    scales = buffer.data.view("float16")
-                scales[~(scales > 0)] = 1
+                key = (table.scale.tobytes(), table.zeroPoint.tobytes(), table.quantizedDimension)
+                tensor.quantization = shared.setdefault(key, _Shared(table))
     return write_edited(model, bytes(changed))
 
 
-def share_scales(data: bytes) -> bytes:
-    """The same model with each table of scales written once.
-
-    The quantizer repeats the scales and zero points of a weight, 12 bytes a row, in every signature that uses it; with a
-    vocabulary of 8,192 that is 7 % of a file of 5 M parameters. Equal tables may stand at one place in a flatbuffer.
-    """
-    model = read_flatbuffer(data)
-    shared: dict[Any, _Shared] = {}
-    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
-        table = tensor.quantization
-        if table is not None and table.scale is not None:
-            key = (table.scale.tobytes(), table.zeroPoint.tobytes(), table.quantizedDimension)
-            tensor.quantization = shared.setdefault(key, _Shared(table))
-    return write_edited(model, data)
+def _make_positive(buffer: Any, file: bytearray) -> None:
+    """Puts 1 in place of 0 among the scales of blocks, float16, in a buffer of the file."""
+    if buffer.offset > 1:
+        scales = np.frombuffer(file, "float16", buffer.size // 2, buffer.offset)
+    else:
+        buffer.data = np.array(buffer.data)
+        scales = buffer.data.view("float16")
+    scales[~(scales > 0)] = 1
 
 
 class _Shared:
