@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from smolite.engines import Engine
 from smolite.exporters import TARGETS
 from smolite.exporters import export as export_run
 from smolite.exporters.conversion import convert as convert_model
+from smolite.exporters.litertlm_engine import count_slots, measure_speeds
 from smolite.exporters.planning import print_plan
 from smolite.exporters.quality import smallest
 from smolite.exporters.verification import verify as verify_run
@@ -213,23 +215,30 @@ def evaluate(*, run: str, dataset: str, engine: str) -> None:
 
 
 def bench(*, run: str, repeats: int, tokens: int) -> None:
-    """Prints tokens per second of every engine of a run, medians and spread of interleaved repetitions."""
+    """Prints tokens per second of every engine of a run, medians and spread of interleaved repetitions.
+
+    .litertlm files are measured by LiteRT-LM's own benchmark mode.
+    """
     if repeats < 1 or tokens < 1:
         raise ValueError(f"`repeats` and `tokens` must be at least 1. Received: {repeats} and {tokens}. Measure something.")
     loaded = checkpoint.load(run)
-    files = {name: loaded.path / "export" / file for name, file in ENGINE_FILES.items()}
-    names = ["keras", *(name for name, path in files.items() if path.exists())]
+    folder = loaded.path / "export"
+    names = ["keras", *(name for name, file in ENGINE_FILES.items() if (folder / file).exists())]
     engines = {name: open_engine(loaded, name) for name in names}
-    room = min(engine.context_length for engine in engines.values())
+    bundles = [file for file in TARGETS["litertlm"].file_names.values() if (folder / file).exists()]
+    room = min([*(engine.context_length for engine in engines.values()), *(count_slots(folder / file) for file in bundles)])
     prompt = [index % loaded.tokenizer.vocab_size for index in range(max(room // 2, 1))]
     count = min(tokens, room - len(prompt))
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    turns = {name: partial(_speeds, engine, prompt, count=count) for name, engine in engines.items()}
+    turns |= {file: partial(measure_speeds, folder / file, prompt_tokens=len(prompt), new_tokens=count) for file in bundles}
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for _ in range(repeats + 1):
-        for name, engine in engines.items():
-            speeds[name].append(_speeds(engine, prompt, count=count))
+        for name, turn in turns.items():
+            speeds[name].append(turn())
     print(f"tokens per second, median (lowest–highest) of {repeats}; prompt {len(prompt)}, decoded {count}")
+    width = max(map(len, speeds))
     for name, pairs in speeds.items():
-        print("  ".join([f"{name:7}", *(_spread(column) for column in zip(*pairs[1:], strict=True))]))
+        print("  ".join([f"{name:{width}}", *(_spread(column) for column in zip(*pairs[1:], strict=True))]))
 
 
 def _speeds(engine: Engine, prompt: Sequence[int], *, count: int) -> tuple[float, float]:

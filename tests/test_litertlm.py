@@ -15,11 +15,11 @@ from smolite import checkpoint, exporters
 from smolite.answers import engine_names
 from smolite.exporters import export
 from smolite.exporters.litertlm import TEMPERATURE, TOP_K, TOP_P, check_run
-from smolite.exporters.litertlm_engine import LiteRTLMEngine
-from smolite.exporters.native_log import native_log_dropped
+from smolite.exporters.litertlm_engine import LiteRTLMEngine, measure_speeds
 from smolite.models import CausalLM
 from smolite.templates import SMOLLM2_CHAT
 from smolite.tokenizer_json import JsonTokenizer
+from smolite.verbs import bench
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,21 @@ def small(tmp_path_factory):
 
 
 def test_the_benchmark_mode_gives_speeds(small):
-    backend = litert_lm.Backend.CPU(thread_count=1)
-    settings = {"prefill_tokens": 16, "decode_tokens": 8, "cache_dir": ":nocache"}
-    with native_log_dropped():
-        speeds = litert_lm.Benchmark(str(small[1] / "model_int8.litertlm"), backend=backend, **settings).run()
-    assert (speeds.last_prefill_token_count, speeds.last_decode_token_count) == (16, 8)
-    assert speeds.last_prefill_tokens_per_second > 0 and speeds.last_decode_tokens_per_second > 0
+    assert all(speed > 0 for speed in measure_speeds(small[1] / "model_int8.litertlm", prompt_tokens=16, new_tokens=8))
+
+
+def test_the_benchmark_mode_refuses_what_is_no_bundle(tmp_path):
+    (tmp_path / "model.litertlm").write_bytes(b"no bundle")
+    with pytest.raises(ValueError, match=r"A whole \.litertlm file was expected. Received: .*model\.litertlm; LiteRT-LM says"):
+        measure_speeds(tmp_path / "model.litertlm", prompt_tokens=16, new_tokens=8)
+
+
+def test_bench_prints_a_line_for_each_bundle(small, tmp_path, capsys):
+    shutil.copytree(small[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    shutil.copytree(small[1], tmp_path / "run" / "export")
+    bench(run=str(tmp_path / "run"), repeats=1, tokens=2)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "of 1; prompt" in head and [line.split()[0] for line in lines] == ["keras", "model.litertlm", "model_int8.litertlm"]
 
 
 def test_the_sampler_of_the_file(small):

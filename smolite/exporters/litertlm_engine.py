@@ -42,9 +42,8 @@ class LiteRTLMEngine:
             except RuntimeError as error:
                 raise ValueError(f"A whole .litertlm file was expected. Received: {path}; LiteRT-LM says: {error}.") from error
             self._engine = engine
-            with self._library.ModelInfo(str(path)) as info:
-                self.context_length: int = info.max_context_tokens
-            self.stop_ids = tuple(index for ids in engine.eos_token_ids for index in ids)
+            self.context_length = count_slots(path)
+        self.stop_ids = tuple(index for ids in engine.eos_token_ids for index in ids)
         self.close = weakref.finalize(self, _release, engine)
 
     def tokenize(self, text: str) -> list[int]:
@@ -90,6 +89,36 @@ class LiteRTLMEngine:
 
     def _greedy(self) -> Any:
         return self._library.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
+
+
+def count_slots(path: str | Path) -> int:
+    """The cache slots of a .litertlm file, which is not loaded for that."""
+    with native_log_dropped(), _library().ModelInfo(str(path)) as info:
+        slots: int = info.max_context_tokens
+    return slots
+
+
+def measure_speeds(path: str | Path, *, prompt_tokens: int, new_tokens: int, num_threads: int = 1) -> tuple[float, float]:
+    """Tokens per second of prefill and of decode, as LiteRT-LM's own benchmark mode has them.
+
+    Args:
+        path: a .litertlm file.
+        prompt_tokens: tokens to read, which the runtime makes up.
+        new_tokens: tokens to decode after them.
+        num_threads: threads of the CPU to use.
+
+    Raises:
+        ImportError: litert-lm is not installed.
+        ValueError: LiteRT-LM does not run the file.
+    """
+    library = _library()
+    settings = {"prefill_tokens": prompt_tokens, "decode_tokens": new_tokens, "cache_dir": ":nocache"}
+    with native_log_dropped():
+        try:
+            found = library.Benchmark(str(path), backend=library.Backend.CPU(thread_count=num_threads), **settings).run()
+        except RuntimeError as error:
+            raise ValueError(f"A whole .litertlm file was expected. Received: {path}; LiteRT-LM says: {error}.") from error
+    return found.last_prefill_tokens_per_second, found.last_decode_tokens_per_second
 
 
 def _release(engine: Any) -> None:
