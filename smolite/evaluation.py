@@ -204,8 +204,8 @@ def trace_at_once(
     fitted = fit_context(conversations, tokenizer, context_length=context_length, template=template)
     rows = []
     for ids, mask in fitted.examples:
-        tokens = np.zeros((1, prefill_length(len(ids), context_length)), "int32")
-        tokens[0, : len(ids)] = ids
+        tokens = np.zeros((1, prefill_length(len(ids) - 1, context_length)), "int32")
+        tokens[0, : len(ids) - 1] = ids[:-1]  # nothing follows the last one
         places = np.flatnonzero(mask)
         logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, places - 1]
         rows.append(_score(logits, np.asarray(ids)[places]))

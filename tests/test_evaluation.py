@@ -84,6 +84,15 @@ def test_an_engine_and_the_plain_forward_say_the_same(model, by_numpy, way):
     assert result.evaluation.bits_per_character == pytest.approx(few.bits_per_character, rel=1e-5)
 
 
+def test_a_dialogue_may_have_one_token_more_than_there_are_places(model):
+    """Nothing follows the last one, so it is not read."""
+    (example,) = fit_context(DIALOGUES[:1], tokenizer(), context_length=CONFIG.context_length).examples
+    places = len(example[0]) - 1
+    expected = trace(KerasEngine(model, context_length=places), DIALOGUES[:1], tokenizer=tokenizer())
+    found = trace_at_once(model, DIALOGUES[:1], tokenizer=tokenizer(), context_length=places)
+    np.testing.assert_allclose(found.nll, expected.nll, rtol=0, atol=1e-4)
+
+
 def test_evaluation_does_not_change_the_model(model):
     before = [weight.copy() for weight in model.get_weights()]
     evaluate(model, DIALOGUES[:2], tokenizer=tokenizer())
