@@ -13,6 +13,8 @@ from tiny import conversations
 
 from smolite.chat import ChatTemplate
 from smolite.engines import KerasEngine
+from smolite.evaluation import Trace
+from smolite.exporters import text_check
 from smolite.exporters.litertlm import bundle
 from smolite.exporters.litertlm_engine import LiteRTLMEngine
 from smolite.exporters.private_markers import PrivateTemplate
@@ -37,6 +39,18 @@ def test_log_probabilities_are_those_of_the_keras_model(small):
     expected = logits[np.arange(len(target)), target] - np.log(np.exp(logits).sum(-1))
     found = engine.score(template.render(user("abc")), template.spoken("반가워요") + template.stop)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_large_log_probabilities_differ_by_a_share(small, monkeypatch):
+    """Of them float32 rounds a share, too; small ones are compared as they are."""
+    run, (dialogue,) = small[0], conversations()[:1]
+    for nll, share in ((8.0, 5e-4 / 8), (0.5, 5e-4)):
+        found = Trace(np.array([nll]), np.array([0]), np.array([0]), 1)
+        monkeypatch.setattr(text_check, "trace_at_once", lambda *_, found=found, **__: found)
+        monkeypatch.setattr(text_check, "score_answers", lambda *_, nll=nll: np.array([-nll - 5e-4]))
+        row = Row(artifact="model.litertlm", runtime="LiteRT-LM")
+        text_check.check_scores(row, None, run, [dialogue], slots=SLOTS)
+        assert row.problems == [] and row.logits == pytest.approx(share)
 
 
 def test_verify_passes_a_good_file_and_measures_a_quantized_one(small):

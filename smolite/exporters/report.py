@@ -25,7 +25,8 @@ class Row:
         artifact: its name.
         runtime: what it ran on.
         num_bytes: its size on disk.
-        logits: largest difference of a logit from the plain Keras forward; of a log probability where a runtime has no logits.
+        logits: largest difference of a logit from the plain Keras forward; of a log probability, as a share
+            where it is above 1, for a runtime that shows no logits.
         caches: largest difference of a key or value in the caches that it returned, as a share of the largest of its layer
             where that is above 1.
         tokens: greedy tokens that are the same as Keras'.

@@ -113,6 +113,8 @@ def check_scores(
 ) -> tuple[float, float]:
     """Compares the log probabilities of every answer's tokens; puts the largest difference into the row.
 
+    It is a share of the log probability where that is above 1 in size: float32 rounds large ones more coarsely.
+
     Args:
         row: gets the difference, and problems.
         engine: the runtime.
@@ -131,7 +133,8 @@ def check_scores(
             row.problems.append(f"it reads {len(scores)} tokens in the answers of a dialogue, the model {len(found.nll)}")
             continue
         ours, theirs, characters = [*ours, *found.nll], [*theirs, *-scores], characters + found.num_characters
-    worst = float(np.nan_to_num(np.abs(np.subtract(ours, theirs)), nan=np.inf).max())
+    shares = np.abs(np.subtract(ours, theirs)) / np.maximum(np.abs(ours), 1)
+    worst = float(np.nan_to_num(shares, nan=np.inf).max())
     row.logits = max(worst, row.logits or 0.0)
     sums = [Evaluation(float(np.sum(nll)), 0, len(nll), max(characters, 1)) for nll in (ours, theirs)]
     return sums[0].bits_per_character, sums[1].bits_per_character

@@ -30,8 +30,9 @@ from smolite.exporters.tokenizer_check import check_client_files_of, check_llama
 from smolite.seq2seq import Seq2SeqLM
 from smolite.seq2seq_engine import Seq2SeqEngine
 
-# Largest difference of a logit or cache value in float32, as `reference.Difference` has it. Sums in another order differ by
-# about 1e-6 of the largest value, so a fault stands out by far. Two tokens that Keras rates within this limit count as one.
+# Largest difference of a logit or cache value in float32, as `reference.Difference` has it, and of a log probability, as
+# `text_check.check_scores` has it. Sums in another order differ by about 1e-6 of the largest value, so a fault stands out by
+# far. Two tokens that Keras rates within this limit count as one.
 FLOAT_LIMIT = 1e-4
 # Rounding leaves the logits about as large as they were, even where the bits per character of a weak model cannot tell.
 SCALE_LIMITS = (0.5, 2.0)
