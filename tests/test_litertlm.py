@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from functools import partial
 
 import litert_lm
 import pytest
@@ -15,7 +16,7 @@ from smolite import checkpoint, exporters
 from smolite.answers import engine_names
 from smolite.exporters import export
 from smolite.exporters.litertlm import TEMPERATURE, TOP_K, TOP_P, check_run
-from smolite.exporters.litertlm_engine import LiteRTLMEngine, measure_speeds
+from smolite.exporters.litertlm_engine import LiteRTLMEngine, count_slots, measure_speeds
 from smolite.models import CausalLM
 from smolite.templates import SMOLLM2_CHAT
 from smolite.tokenizer_json import JsonTokenizer
@@ -31,10 +32,16 @@ def test_the_benchmark_mode_gives_speeds(small):
     assert all(speed > 0 for speed in measure_speeds(small[1] / "model_int8.litertlm", prompt_tokens=16, new_tokens=8))
 
 
-def test_the_benchmark_mode_refuses_what_is_no_bundle(tmp_path):
+@pytest.mark.parametrize("ask", [count_slots, partial(measure_speeds, prompt_tokens=16, new_tokens=8)])
+def test_what_is_no_bundle_is_refused(tmp_path, ask):
     (tmp_path / "model.litertlm").write_bytes(b"no bundle")
     with pytest.raises(ValueError, match=r"A whole \.litertlm file was expected. Received: .*model\.litertlm; LiteRT-LM says"):
-        measure_speeds(tmp_path / "model.litertlm", prompt_tokens=16, new_tokens=8)
+        ask(tmp_path / "model.litertlm")
+
+
+def test_a_measurement_that_stops_early_is_no_speed(small):
+    with pytest.raises(RuntimeError, match=r"was to read 16 tokens and write 4000\. It did \(16, \d+\): .*model\.litertlm"):
+        measure_speeds(small[1] / "model.litertlm", prompt_tokens=16, new_tokens=4000)
 
 
 def test_bench_prints_a_line_for_each_bundle(small, tmp_path, capsys):

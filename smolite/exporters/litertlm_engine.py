@@ -1,7 +1,8 @@
 """LiteRT-LM, the runtime of .litertlm files, through its Python API: texts in, texts and their log probabilities out."""
 
+import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,10 @@ class LiteRTLMEngine:
             )
         drop_native_log_at_exit()
         backend = self._library.Backend.CPU(thread_count=num_threads)
-        with native_log_dropped():
-            try:
-                engine = self._library.Engine(str(path), backend=backend, cache_dir=":nocache")
-            except RuntimeError as error:
-                raise ValueError(f"A whole .litertlm file was expected. Received: {path}; LiteRT-LM says: {error}.") from error
-            self._engine = engine
-            self.context_length = count_slots(path)
+        with native_log_dropped(), _refused_by_name(path):
+            engine = self._library.Engine(str(path), backend=backend, cache_dir=":nocache")
+        self._engine = engine
+        self.context_length = count_slots(path)
         self.stop_ids = tuple(index for ids in engine.eos_token_ids for index in ids)
         self.close = weakref.finalize(self, _release, engine)
 
@@ -92,14 +90,22 @@ class LiteRTLMEngine:
 
 
 def count_slots(path: str | Path) -> int:
-    """The cache slots of a .litertlm file, which is not loaded for that."""
-    with native_log_dropped(), _library().ModelInfo(str(path)) as info:
+    """The cache slots of a .litertlm file, which is not loaded for that.
+
+    Raises:
+        ImportError: litert-lm is not installed.
+        ValueError: LiteRT-LM does not read the file.
+    """
+    library = _library()
+    with native_log_dropped(), _refused_by_name(path), library.ModelInfo(str(path)) as info:
         slots: int = info.max_context_tokens
     return slots
 
 
 def measure_speeds(path: str | Path, *, prompt_tokens: int, new_tokens: int, num_threads: int = 1) -> tuple[float, float]:
     """Tokens per second of prefill and of decode, as LiteRT-LM's own benchmark mode has them.
+
+    It counts the last token of the prompt as prefill, and reads it with the first step; here it does not count.
 
     Args:
         path: a .litertlm file.
@@ -110,15 +116,24 @@ def measure_speeds(path: str | Path, *, prompt_tokens: int, new_tokens: int, num
     Raises:
         ImportError: litert-lm is not installed.
         ValueError: LiteRT-LM does not run the file.
+        RuntimeError: it stopped early.
     """
     library = _library()
     settings = {"prefill_tokens": prompt_tokens, "decode_tokens": new_tokens, "cache_dir": ":nocache"}
-    with native_log_dropped():
-        try:
-            found = library.Benchmark(str(path), backend=library.Backend.CPU(thread_count=num_threads), **settings).run()
-        except RuntimeError as error:
-            raise ValueError(f"A whole .litertlm file was expected. Received: {path}; LiteRT-LM says: {error}.") from error
-    return found.last_prefill_tokens_per_second, found.last_decode_tokens_per_second
+    with native_log_dropped(), _refused_by_name(path):
+        found = library.Benchmark(str(path), backend=library.Backend.CPU(thread_count=num_threads), **settings).run()
+    counts = (found.last_prefill_token_count, found.last_decode_token_count)
+    if counts != (prompt_tokens, new_tokens):
+        raise RuntimeError(f"LiteRT-LM was to read {prompt_tokens} tokens and write {new_tokens}. It did {counts}: {path}.")
+    return found.last_prefill_tokens_per_second * (prompt_tokens - 1) / prompt_tokens, found.last_decode_tokens_per_second
+
+
+@contextlib.contextmanager
+def _refused_by_name(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(f"A whole .litertlm file was expected. Received: {path}; LiteRT-LM says: {error}.") from error
 
 
 def _release(engine: Any) -> None:
