@@ -8,7 +8,6 @@ import dataclasses
 import json
 import shutil
 
-import flatbuffers
 import numpy as np
 import pytest
 import sentencepiece
@@ -18,7 +17,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from smolite import checkpoint
 from smolite.exporters import gguf
-from smolite.exporters.flatbuffer import operator_name, read_flatbuffer
+from smolite.exporters.flatbuffer import operator_name, read_flatbuffer, write_edited
 from smolite.exporters.litertlm import bundle
 from smolite.exporters.quantization import quantize_tflite
 from smolite.exporters.verification import verify
@@ -40,11 +39,10 @@ def run(exported):
 
 def edit(source, target, change):
     """Writes a .tflite file again, with a change to its contents."""
-    model = read_flatbuffer(source.read_bytes())
+    data = source.read_bytes()
+    model = read_flatbuffer(data)
     change(model)
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    target.write_bytes(bytes(builder.Output()))
+    target.write_bytes(write_edited(model, data))
     return target
 
 

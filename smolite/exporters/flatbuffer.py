@@ -16,6 +16,7 @@ from smolite.exporters.signatures import DECODE, prefill_lengths_of
 from smolite.files import write_file
 
 _ALIGNMENT = 64
+_LARGE = 1024  # bytes of a buffer; smaller ones may be what readers look for in the tables, such as a version
 
 
 def read_flatbuffer(data: bytes | bytearray | np.ndarray) -> Any:
@@ -72,20 +73,30 @@ def _find_end(data: np.ndarray) -> int:
 
 
 def write_edited(model: Any, data: bytes) -> bytes:
-    """The file that an edited `ModelT` stands for.
+    """The file that an edited `ModelT` stands for, with all large buffers behind the tables.
+
+    Inside them, Python's flatbuffers aligns to 4 bytes what the schema wants aligned to 16.
 
     Args:
-        model: what `read_flatbuffer` made of `data`, edited.
+        model: what `read_flatbuffer` made of `data`, edited; its buffers are moved.
         data: where its large buffers are, if they stand behind the tables.
     """
     outside = [buffer for buffer in model.buffers if buffer.offset > 1]
     begin = min((buffer.offset for buffer in outside), default=len(data))
-    head = _pack(model)
-    shift = -(-len(head) // _ALIGNMENT) * _ALIGNMENT - begin
+    parts: list[Any] = [memoryview(data)[begin:]]
+    length = len(data) - begin
+    for buffer in model.buffers:
+        if buffer.offset <= 1 and buffer.data is not None and len(buffer.data) >= _LARGE:
+            gap = -length % _ALIGNMENT
+            parts += [bytes(gap), memoryview(buffer.data)]
+            buffer.offset, buffer.size, buffer.data = begin + length + gap, len(buffer.data), None
+            length = buffer.offset + buffer.size - begin
+            outside.append(buffer)
+    head = len(_pack(model))
+    shift = head + -head % _ALIGNMENT - begin
     for buffer in outside:
         buffer.offset += shift
-    head = _pack(model)
-    return head + bytes(begin + shift - len(head)) + data[begin:]
+    return b"".join([_pack(model), bytes(-head % _ALIGNMENT), *parts])
 
 
 def _pack(model: Any) -> bytes:
@@ -131,7 +142,7 @@ def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
     counts = _count_operators(model)
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     table = [config.vocab_size, config.hidden_dim]
-    tables = {tensor.buffer for tensor in tensors if _shape(tensor) == table and _is_stored(model.buffers[tensor.buffer])}
+    tables = {tensor.buffer for tensor in tensors if _shape(tensor) == table and is_stored(model.buffers[tensor.buffer])}
     custom = sorted({name for names in counts.values() for name in names if name.startswith("custom ")})
     problems = [f"operator {name}" for name in custom]
     reads = ENCODE in counts if config.num_encoder_layers else prefill_lengths_of(list(counts))
@@ -154,7 +165,7 @@ def operator_name(code: Any) -> str:
     return names[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
-def _is_stored(buffer: Any) -> bool:
+def is_stored(buffer: Any) -> bool:
     """Whether a buffer holds a constant; what is worked out, such as a float16 table in float32, has an empty one."""
     return bool(buffer.size) or (buffer.data is not None and len(buffer.data) > 0)
 
