@@ -164,6 +164,8 @@ def test_what_a_token_reads_bounds_the_speed():
 def test_the_tables_can_be_read():
     text = show_plan(plan("smolite-small"), bandwidth=26)
     assert text.startswith("5,048,576 parameters; a cache of 512 tokens, prompts read 16, 128 at a time; without the tokenizer")
+    growing = show_plan(plan("smolite-small", growing_cache=True), bandwidth=26)
+    assert "prompts read 16, 128 at a time, in .litertlm files at once; without the tokenizer" in growing
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| model")]
     files = [file for format in ("tflite", "litertlm", "gguf") for file in TARGETS[format].file_names.values()]
     assert [row[0].removeprefix("| ") for row in rows] == files and {len(row) for row in rows} == {5}

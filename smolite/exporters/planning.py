@@ -59,6 +59,7 @@ class Plan:
         config: the shape of the model.
         cache_length: tokens that a chat can hold.
         prefill_lengths: how many tokens of a prompt are read at once.
+        growing_cache: whether .litertlm files read prompts of any length instead.
         files: one for each format and way that `export` knows, but for SavedModel.
         cache_bytes: tokens that a chat can hold → bytes of keys and values in float32.
         odd_widths: name → width of what is no multiple of 32, so that blocks of 32 can't be cut from it.
@@ -68,6 +69,7 @@ class Plan:
     config: ModelConfig
     cache_length: int
     prefill_lengths: tuple[int, ...]
+    growing_cache: bool
     files: tuple[PlannedFile, ...]
     cache_bytes: Mapping[int, int]
     odd_widths: Mapping[str, int]
@@ -123,6 +125,7 @@ def plan(
         config=config,
         cache_length=slots,
         prefill_lengths=lengths,
+        growing_cache=growing_cache,
         files=tuple(files),
         cache_bytes={length: cache_bytes(config, length) for length in shown},
         odd_widths=odd_widths(config),
@@ -157,7 +160,7 @@ def runtime_memory(config: ModelConfig, way: str | None, *, prefill_lengths: Seq
     Args:
         config: the shape.
         way: how the weights are written; `None` for float32.
-        prefill_lengths: one signature each.
+        prefill_lengths: one signature each; none: a growing cache, whose signatures are one graph.
         cache_length: slots.
     """
     signatures, written, packed = 1 + len(prefill_lengths), _way(way), _packed(way)
@@ -257,9 +260,10 @@ def show_plan(planned: Plan, *, bandwidth: float) -> str:
     if not bandwidth > 0:
         raise ValueError(f"`bandwidth` must be a positive number of GB/s. Received: {bandwidth}. Phones have 10 to 80.")
     lengths = ", ".join(map(str, planned.prefill_lengths))
+    reads = f"prompts read {lengths} at a time{', in .litertlm files at once' * planned.growing_cache}"
     lines = [
-        f"{planned.config.num_parameters:,} parameters; a cache of {planned.cache_length:,} tokens, prompts read {lengths} at "
-        f"a time; {'with' if planned.tokenizer else 'without'} the tokenizer",
+        f"{planned.config.num_parameters:,} parameters; a cache of {planned.cache_length:,} tokens, {reads}; "
+        f"{'with' if planned.tokenizer else 'without'} the tokenizer",
         "",
         f"| file | MB | MB of memory | MB read a token | tokens/s at {bandwidth:g} GB/s, at most |",
         "|---|---|---|---|---|",
