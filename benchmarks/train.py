@@ -138,8 +138,7 @@ def trained_vocabulary(job: dict[str, Any], *, most: int) -> int:
     """Trains the tokenizer of both sides, unless it is there, and returns its size: as `finetune` would choose it."""
     os.environ["KERAS_BACKEND"] = "numpy"  # of this process, which computes nothing; a worker is given its own
     from smolite.dialogues import read_conversations
-    from smolite.tokenizer import Tokenizer, train_tokenizer
-    from smolite.workplace import vocabulary_for
+    from smolite.tokenizer import Tokenizer, train_tokenizer, vocabulary_for
 
     path = Path(job["tokenizer"])
     if path.exists():

@@ -65,7 +65,7 @@ def compiled(model: Any, function: Callable, *, is_step: bool) -> Callable:
 
     Args:
         model: the model.
-        function: takes the model and tensors, or lists and tuples of them.
+        function: takes the model, a tensor, and more tensors, or lists and tuples of them.
         is_step: whether it is called often with the same shapes, and may take the memory of its second tensor, a cache.
     """
     return _BACKENDS[keras.backend.backend()](model, function, is_step)

@@ -1,4 +1,7 @@
-"""What each verb of the command line does: a public function of the library, with its outcome printed."""
+"""What each verb of the command line does: a public function of the library, with its outcome printed.
+
+Those that need no backend are elsewhere: `text_verbs`, `exporters.planning`.
+"""
 
 import dataclasses
 import statistics
@@ -19,7 +22,6 @@ from smolite.exporters import TARGETS
 from smolite.exporters import export as export_run
 from smolite.exporters.conversion import convert as convert_model
 from smolite.exporters.litertlm_engine import count_slots, measure_speeds
-from smolite.exporters.planning import print_plan
 from smolite.exporters.quality import smallest
 from smolite.exporters.verification import verify as verify_run
 from smolite.generation import stream
@@ -33,8 +35,6 @@ from smolite.samplers import Sampling
 from smolite.scoring import evaluate_pairs
 from smolite.seq2seq import Seq2SeqLM
 from smolite.sources import resolve_dataset
-from smolite.text_verbs import data as data
-from smolite.text_verbs import tokenizer as tokenizer
 
 
 def _name_engines() -> dict[str, str]:
@@ -172,11 +172,6 @@ def quality(*, run: str, dataset: str, **settings: Any) -> None:
     """Prints what every way to quantize costs, and the file that was kept; see `quality.smallest`."""
     found = smallest(run, dialogues=dataset, **settings)
     print(f"{found.table()}\n{found.path}")
-
-
-def plan(**settings: Any) -> None:
-    """Prints what exports would give; see `print_plan`, which the command line calls without this module."""
-    print_plan(**settings)
 
 
 def quantize(*, run: str, bits: int, out: str, overwrite: bool) -> None:
