@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -q
 # Whatever the environment says: what is imported is compiled once, not by each of the many processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint format
+.PHONY: demo test test-long lint format
 
 demo: $(VENV)/.installed-export
 	$(BIN)/smolite demo
@@ -14,9 +14,13 @@ demo: $(VENV)/.installed-export
 # Everything on torch, which compiles nothing and so is done first; exports go to TensorFlow in a process of their own whatever
 # the backend. Then what depends on the backend (tests/conftest.py) on the others.
 test: $(VENV)/.installed-dev
-	KERAS_BACKEND=torch $(PYTEST) -m ""
+	KERAS_BACKEND=torch $(PYTEST) -m "not long"
 	KERAS_BACKEND=tensorflow $(PYTEST) -m backend
 	KERAS_BACKEND=jax $(PYTEST) -m backend
+
+# README's commands as printed, every benchmark at a toy size, and a training that shows what reading the source is worth.
+test-long: $(VENV)/.installed-dev
+	KERAS_BACKEND=torch $(PYTEST) -m long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

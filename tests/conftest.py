@@ -33,6 +33,8 @@ SLOW_ONCE = frozenset(["test_forms", "test_hub", "test_smolite1"])
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.slow)
         once = item.path.stem in SLOW_ONCE and item.get_closest_marker("slow")
         if item.path.stem not in ONE_BACKEND and not once:
             item.add_marker(pytest.mark.backend)

@@ -67,7 +67,7 @@ def test_a_prompt_that_does_not_fit():
     assert done.returncode == 2 and "prompt and new tokens must fit into the cache of 256" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_prints_a_table_of_dialogues(tmp_path):
     data, out = ROOT / "smolite" / "sample" / "heldout.jsonl", tmp_path / "table.md"
     options = ("--size", "toy", "--repeats", "1", "--steps", "1", "--dialogues", str(data), "--out", str(out))
@@ -79,7 +79,7 @@ def test_train_prints_a_table_of_dialogues(tmp_path):
     assert all(len(row) == 9 and float(row[1].replace(",", "")) > 0 for row in dialogues[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_of_pairs_counts_the_tokens_of_targets():
     done = run("train.py", "--size", "toy", "--case", "pairs", "--repeats", "1", "--steps", "1", "--backend", BACKEND)
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ def test_train_of_pairs_counts_the_tokens_of_targets():
     assert "2 and 2 layers" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_of_several_batches_in_bfloat16_counts_all_of_their_tokens():
     peer = "transformers" if BACKEND == "torch" else "keras-hub"
     batch = ("--rows", "2", "--length", "16", "--accumulation", "3", "--dtype", "mixed_bfloat16", "--peers", peer)
@@ -116,7 +116,7 @@ def test_operators_of_a_profile(modules):
     assert [count for count, _ in found.values()] == [1, 1, 1, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_edge_measures_the_same_weights_everywhere_and_profiles_them(tmp_path):
     lengths = ("--prompt", "16", "--tokens", "4", "--cache-length", "32", "--prefill-lengths", "16", "--repeats", "1")
     options = ("--size", "toy", "--work", str(tmp_path / "work"), "--ways", "float32", "int8", "--threads", "1", *lengths)
@@ -141,7 +141,7 @@ def test_the_edge_measures_the_same_weights_everywhere_and_profiles_them(tmp_pat
     assert len(names) == 4 and all("rest, and the profiler" in column for column in names)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decode_prints_a_row_for_each_engine():
     lengths = ("--prompt", "8", "--tokens", "4", "--cache", "16")
     done = run("decode.py", "--size", "toy", "--repeats", "1", *lengths, "--backend", BACKEND)

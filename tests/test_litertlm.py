@@ -9,7 +9,7 @@ from functools import partial
 import litert_lm
 import pytest
 from bundled import small_bundles
-from exported import ROOT, random_weights, run_apart, save_small_run, small_config
+from exported import ROOT, SLOTS, random_weights, run_apart, save_small_run, small_config
 from tiny_json import ROLES, trained
 
 from smolite import checkpoint, exporters
@@ -47,9 +47,10 @@ def test_a_measurement_that_stops_early_is_no_speed(small):
 def test_bench_prints_a_line_for_each_bundle(small, tmp_path, capsys):
     shutil.copytree(small[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
     shutil.copytree(small[1], tmp_path / "run" / "export")
-    bench(run=str(tmp_path / "run"), repeats=1, tokens=2)
+    bench(run=str(tmp_path / "run"), repeats=1, tokens=4000)  # until the caches are full
     head, *lines = capsys.readouterr().out.splitlines()
-    assert "of 1; prompt" in head and [line.split()[0] for line in lines] == ["keras", "model.litertlm", "model_int8.litertlm"]
+    assert f"of 1; prompt {SLOTS // 2}, decoded {SLOTS // 2}" in head
+    assert [line.split()[0] for line in lines] == ["keras", "model.litertlm", "model_int8.litertlm"]
 
 
 def test_the_sampler_of_the_file(small):

@@ -32,7 +32,7 @@ def final_loss(rows, vocab_size, *, epochs, cut):
     return model.evaluate(data, verbose=0, return_dict=True)["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_reads_its_source_learns_what_one_without_cannot():
     """Without the source nobody can tell which of n targets is meant, so the loss can't fall below log(n) a target."""
     pairs = read_pairs(resolve_dataset("sample-pairs"))[:120]

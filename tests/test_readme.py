@@ -76,7 +76,7 @@ def run(command, folder):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_walk_runs_as_printed(clone):
     printed = {}
     for kind, body in BLOCKS:
