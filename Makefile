@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev
 	KERAS_BACKEND=tensorflow $(PYTEST) -m backend
 	KERAS_BACKEND=jax $(PYTEST) -m backend
 
-# README's commands as printed, every benchmark at a toy size, and a training that shows what reading the source is worth.
+# README and its like as printed, every benchmark at a toy size, and what else takes longest.
 test-long: $(VENV)/.installed-dev
 	KERAS_BACKEND=torch $(PYTEST) -m long
 

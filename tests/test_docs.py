@@ -22,7 +22,7 @@ def write_lines(path, lines):
     path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), "utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_of_recipes_runs_as_printed(tmp_path, monkeypatch, capsys):
     """At toy size: the preset is tiny, and the files have a few lines."""
     monkeypatch.setitem(PRESETS, "smolite-small", dataclasses.replace(TINY, context_length=256))

@@ -36,7 +36,7 @@ def executed(folder):
     return client.execute(env=environment)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_ends_with_a_phone_file_that_replies(tmp_path):
     notebook = executed(tmp_path)
     answers = printed(cell_with(notebook, "TFLiteEngine")).splitlines()

@@ -160,7 +160,9 @@ def test_an_encoder_decoder_is_refused(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("max_loss", "way", "ways"), [("0", None, ["int8"]), ("50%", "int4", list(WAYS))])
+@pytest.mark.parametrize(
+    ("max_loss", "way", "ways"), [("0", None, ["int8"]), pytest.param("50%", "int4", list(WAYS), marks=pytest.mark.long)]
+)
 def test_the_verb_keeps_the_file_that_was_chosen(run, files, tmp_path, capsys, monkeypatch, max_loss, way, ways):
     monkeypatch.setattr(quality, "WAYS", {each: WAYS[each] for each in ways})
     words = ["quality", str(run.path), "--max-loss", max_loss, "--dataset", str(files["dialogues"]), "--out", str(tmp_path)]
