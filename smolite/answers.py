@@ -11,8 +11,10 @@ import numpy as np
 from smolite.checkpoint import Run
 from smolite.dialogues import Message
 from smolite.engines import Engine
+from smolite.exporters.manifest import stale_artifacts
 from smolite.exporters.targets import TARGETS, Target
 from smolite.generation import stream
+from smolite.hub import export_folder
 from smolite.replies import stream_reply
 from smolite.samplers import Sampling
 from smolite.seq2seq_engine import keras_engine
@@ -96,7 +98,7 @@ class Talker:
     def _continued(self, engine: Engine, prompt: str, *, sampling: Sampling, max_new_tokens: int) -> Iterator[str]:
         tokenizer = self.run.tokenizer
         ids, decoder = tokenizer.encode(prompt), tokenizer.stream()
-        stop = _end_of(tokenizer)
+        stop = end_ids(tokenizer)
         read = "" if self._has_encoder else "".join(decoder.push(index) for index in ids)
         for index in stream(engine, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop):
             if text := read + decoder.push(index):
@@ -153,7 +155,7 @@ class _Meter:
 
 def engine_names(run: Run) -> list[str]:
     """What can run a run: `keras`, and the names of the files in its export folder."""
-    return [KERAS, *(name for name in _targets() if (run.path / "export" / name).exists())]
+    return [KERAS, *(name for name in _targets() if (export_folder(run.path) / name).exists())]
 
 
 def open_engine(run: Run, name: str) -> Engine:
@@ -165,7 +167,7 @@ def open_engine(run: Run, name: str) -> Engine:
 
     Raises:
         FileNotFoundError: the exported file is not there.
-        ValueError: no file that `export` makes has such a name, or the file is broken.
+        ValueError: no file that `export` makes has such a name, or the file is broken, or the run has changed since.
         ImportError: the package that runs it is missing.
     """
     if name == KERAS:
@@ -173,9 +175,14 @@ def open_engine(run: Run, name: str) -> Engine:
     if name not in _targets():
         offered = ", ".join(engine_names(run))
         raise ValueError(f"The engine must be one of {offered}. Received: {name}. Choose one, or export the file first.")
-    path, target = run.path / "export" / name, _targets()[name]
+    path, target = export_folder(run.path) / name, _targets()[name]
     if not path.exists():
         raise FileNotFoundError(f"An exported file was expected. Received: {path}. Make it with `smolite export`.")
+    if changed := stale_artifacts(path.parent, run.path, [name]):
+        raise ValueError(
+            f"A file of the run as it is now was expected. Received: {path}, made before {', '.join(changed[name])} changed. "
+            "Make it again with `smolite export --overwrite`."
+        )
     try:
         return target.open(path, run)
     except ModuleNotFoundError as error:
@@ -187,7 +194,7 @@ def _targets() -> dict[str, Target]:
     return {name: target for target in talking for name in target.file_names.values()}
 
 
-def _end_of(tokenizer: Tokenizer) -> list[int]:
+def end_ids(tokenizer: Tokenizer) -> list[int]:
     """The id that ends a text; none where the tokenizer has no such marker."""
     try:
         return [tokenizer.end_id]

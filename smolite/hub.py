@@ -45,6 +45,20 @@ def resolve_model(name_or_path: str | Path) -> Path:
     return _download(name_or_path)
 
 
+def export_folder(folder: Path) -> Path:
+    """Where the exported files of a run lie: `export` inside it.
+
+    A folder in the hub's cache is not ours to write to. Files of `owner/name` lie in `name/export`, in the working directory.
+
+    Args:
+        folder: what `resolve_model` gave.
+    """
+    owner = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and owner.startswith("models--"):
+        folder = Path(owner.split("--", 2)[-1])
+    return folder / "export"
+
+
 def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download

@@ -76,9 +76,9 @@ def random_weights(model: CausalLM, seed: int) -> None:
         weight.assign(random.uniform(0.5, 1.5, weight.shape) if is_scale else random.normal(0, 0.08, weight.shape))
 
 
-def save_small_run(folder: Path, *, seed: int = 0) -> Path:
+def save_small_run(folder: Path, *, seed: int = 0, vocab_size: int = 330) -> Path:
     """A run directory of a small model with random weights."""
-    tokenizer = train_tokenizer(TEXTS, folder / "tokenizer.model", vocab_size=330)
+    tokenizer = train_tokenizer(TEXTS, folder / "tokenizer.model", vocab_size=vocab_size)
     model = CausalLM(small_config(tokenizer.vocab_size))
     random_weights(model, seed)
     return checkpoint.save(folder / "run", model, tokenizer)

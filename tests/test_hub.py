@@ -219,10 +219,15 @@ def test_a_name_is_opened_from_the_cache_without_a_network(folder, tmp_path):
 @pytest.mark.slow
 def test_a_name_is_exported_to_a_folder_here(folder, tmp_path):
     cached(folder, tmp_path)
-    code = f"import os, smolite; os.chdir({str(tmp_path)!r}); print(smolite.export({NAME!r}, format='gguf'))"
+    code = (
+        f"import os, smolite; os.chdir({str(tmp_path)!r}); print(smolite.export({NAME!r}, format='gguf'))\n"
+        "from smolite.answers import engine_names; from smolite.exporters.verification import verify\n"
+        f"print(*engine_names(smolite.load({NAME!r})), verify({NAME!r}, max_new_tokens=4).passed)"
+    )
     done = elsewhere(code, HF_HUB_CACHE=str(tmp_path))
     path = Path(NAME.split("/")[1], "export", "model.gguf")
-    assert done.stdout.strip().splitlines()[-1:] == [str(path)] and (tmp_path / path).is_file(), done.stderr
+    assert done.stdout.strip().splitlines()[-2:] == [str(path), "keras model.gguf True"], done.stderr
+    assert (tmp_path / path).is_file() and not (tmp_path / NAME).exists()
 
 
 def test_a_name_that_is_not_in_the_cache(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from exported import exported_run, run_apart, save_small_run
 
 from smolite import checkpoint
+from smolite.answers import open_engine
 from smolite.exporters.flatbuffer import read_flatbuffer
 from smolite.exporters.manifest import manifest_problems, read_manifest, sha256_of, write_manifest
 from smolite.exporters.placement import move_files, staging_folder
@@ -76,6 +77,15 @@ def test_an_old_file_after_new_weights_is_found(copy):
     assert problems(verify(copy, **QUICK)) == {
         "model.tflite": "it is stale: model.safetensors of the run changed after it was made; export it again"
     }
+
+
+def test_an_old_file_after_new_weights_does_not_talk(copy):
+    assert open_engine(checkpoint.load(copy), "model.tflite").vocab_size == 330
+    loaded = checkpoint.load(copy)
+    loaded.model.final_norm.scale.assign(loaded.model.final_norm.scale * 2)
+    checkpoint.save(copy, loaded.model, loaded.tokenizer, template=loaded.template, overwrite=True)
+    with pytest.raises(ValueError, match=r"model.tflite, made before model.safetensors changed. Make it again with `smolite"):
+        open_engine(checkpoint.load(copy), "model.tflite")
 
 
 def test_a_file_that_is_gone_is_found(copy):

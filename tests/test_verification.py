@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 
 import flatbuffers
 import numpy as np
@@ -84,6 +85,21 @@ def test_the_file_of_another_model_is_found(copy, tmp_path):
     shutil.copytree(copy / "export", other / "export")
     found = " ".join(problems(verify(other, **QUICK))["model.tflite"])
     assert "greedy tokens are the same; at least" in found
+
+
+def test_a_quantized_file_of_another_vocabulary_is_a_row_and_no_error(copy, run, tmp_path):
+    other = save_small_run(tmp_path / "other", seed=1, vocab_size=320)
+    shutil.copytree(copy / "export", other / "export")
+    shutil.copy(run / "export" / "model_int8.tflite", other / "export")
+    found = problems(verify(other, **QUICK))
+    assert found["model.tflite"][0] == found["model_int8.tflite"][0] == "it has 330 tokens, the model 320"
+
+
+def test_a_file_whose_runtime_is_missing_is_a_row_and_no_error(copy, monkeypatch):
+    (copy / "export" / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "cyllama.llama", None)
+    found = problems(verify(copy, **QUICK))
+    assert found == {"model.gguf": ['it runs on llama.cpp. Run: pip install "smolite[gguf]"']}
 
 
 def test_a_second_table_is_found(copy):

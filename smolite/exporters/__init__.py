@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from smolite.exporters.processes import last_words, start
 from smolite.exporters.quantization import check_way
 from smolite.exporters.signatures import check_drafts, choose_lengths, choose_windows
 from smolite.exporters.targets import TARGETS, Target
-from smolite.hub import resolve_model
+from smolite.hub import export_folder, resolve_model
 
 __all__ = ["TARGETS", "export"]
 
@@ -68,7 +67,7 @@ def export(
     """
     target, name = _find_target(format, quantize)
     check_packages(format)
-    given, run = run, resolve_model(run)
+    run = resolve_model(run)
     config = _read_config(run)
     if target.on_tensorflow and quantize:
         check_way(quantize, config)
@@ -87,8 +86,7 @@ def export(
         looks = {"windows": choose_windows(config, cache_length=slots, windows=windows), "drafts": drafts}
     elif growing_cache:
         lengths = ()
-    beside = run if run == Path(given).expanduser() else Path(Path(given).name)
-    folder = beside / "export" if out is None else Path(out)
+    folder = export_folder(run) if out is None else Path(out)
     _check_place(folder, name, overwrite=overwrite)
     making: dict[str, Any] = {"format": format, "quantize": quantize, "prefill_lengths": None, "cache_length": None}
     if target.on_tensorflow:
@@ -138,10 +136,11 @@ def check_packages(format: str) -> None:
 
 
 def _read_config(run: Path) -> ModelConfig:
-    file = run / "config.json"
-    if not file.is_file():
+    from smolite.checkpoint import load_config
+
+    if not (run / "config.json").is_file():
         raise FileNotFoundError(f"A run directory with a config.json was expected. Received: {run}. Train or save one first.")
-    return ModelConfig.from_hf(json.loads(file.read_text("utf-8")))
+    return load_config(run)
 
 
 def _check_place(folder: Path, name: str, *, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ and keeps what it says of other artifacts that are still there; `verify` only re
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,36 @@ def manifest_problems(folder: Path, run: Path) -> dict[str, list[str]]:
     problems: dict[str, list[str]] = {MANIFEST_FILE: []}
     try:
         manifest = read_manifest(folder)
-        artifacts, now = manifest["artifacts"], source_hashes(run) if manifest["artifacts"] else {}
+        artifacts = manifest["artifacts"]
         for name, entry in {**artifacts, **manifest["beside"]}.items():
             if not (folder / name).exists():
                 problems[MANIFEST_FILE].append(f"{name} is not there")
             elif sha256_of(folder / name) != entry["sha256"]:
                 problems[name] = [f"its bytes are not those that were exported, by the sha256 in {MANIFEST_FILE}"]
-        for name in filter(lambda name: (folder / name).exists(), artifacts):
-            before = artifacts[name]["made_from"]
-            changed = sorted(file for file in {*before, *now} if before.get(file) != now.get(file))
-            if changed:
-                stale = f"it is stale: {', '.join(changed)} of the run changed after it was made; export it again"
-                problems.setdefault(name, []).append(stale)
+        for name, changed in stale_artifacts(folder, run, [name for name in artifacts if (folder / name).exists()]).items():
+            stale = f"it is stale: {', '.join(changed)} of the run changed after it was made; export it again"
+            problems.setdefault(name, []).append(stale)
     except (ValueError, KeyError, TypeError) as error:
         problems[MANIFEST_FILE].append(f"it cannot be read: {error}")
     return problems
+
+
+def stale_artifacts(folder: Path, run: Path, names: Iterable[str]) -> dict[str, list[str]]:
+    """Those of `names` that the run has changed after, by the manifest, and the files of the run that have.
+
+    Args:
+        folder: the export folder.
+        run: the run as it is now.
+        names: artifacts; one that the manifest doesn't know is not stale.
+
+    Raises:
+        ValueError: the manifest cannot be read.
+    """
+    artifacts = read_manifest(folder)["artifacts"]
+    known = {name: artifacts[name]["made_from"] for name in names if name in artifacts}
+    now = source_hashes(run) if known else {}
+    changed = {name: sorted(file for file in {*was, *now} if was.get(file) != now.get(file)) for name, was in known.items()}
+    return {name: files for name, files in changed.items() if files}
 
 
 def source_hashes(run: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from smolite.exporters.quantization import WAYS, check_way, quantize_tflite
 from smolite.exporters.signatures import choose_lengths
 from smolite.exporters.targets import TARGETS
 from smolite.files import write_file
+from smolite.hub import export_folder, resolve_model
 from smolite.sources import resolve_dataset
 
 JSON_FILE, MARKDOWN_FILE = "quality.json", "quality.md"
@@ -127,7 +128,7 @@ def smallest(
         dialogues: held-out dialogues: a file, or a data set's name. Not used for a run without a chat template.
         text: held-out plain text, or dialogues for what is said in them. Default: the dialogues.
         count: the most dialogues, and the most texts, to measure on.
-        out: the folder to write to. Default: `export` in the run directory.
+        out: the folder to write to. Default: as in `export`.
         prefill_lengths, cache_length: as in `export`.
         overwrite: whether existing files may be replaced.
 
@@ -139,7 +140,7 @@ def smallest(
         ValueError: an argument is out of its range, or the model is an encoder-decoder.
         RuntimeError: a file does not say what the model says.
     """
-    folder = Path(run, "export") if out is None else Path(out)
+    folder = export_folder(resolve_model(run)) if out is None else Path(out)
     ways = _checked_ways(run, folder, max_loss=max_loss, count=count, overwrite=overwrite)
     loaded = checkpoint.load(run)
     lengths: dict[str, Any] = {"prefill_lengths": prefill_lengths, "cache_length": cache_length}

@@ -27,6 +27,7 @@ from smolite.exporters.targets import AGREEMENT_LIMIT, AGREEMENT_LIMITS, BITS_LI
 from smolite.exporters.text_check import asker, check_answers, check_page, check_scores, check_tokenizer
 from smolite.exporters.texts import SAMPLE, TEXTS, parity_texts
 from smolite.exporters.tokenizer_check import check_client_files_of, check_llama_tokenizer
+from smolite.hub import export_folder, resolve_model
 from smolite.seq2seq import Seq2SeqLM
 from smolite.seq2seq_engine import Seq2SeqEngine
 
@@ -59,7 +60,7 @@ def verify(
 
     Args:
         run: the run directory.
-        out: the export folder. Default: `export` in the run directory.
+        out: the export folder. Default: as in `export`.
         prompts: what a user says, as texts, or as token ids that are fed as they are. Default: a few texts, Korean and not, and
             ids of the lengths where prefill changes its chunks.
         dialogues: held-out dialogues for the bits per character of quantized files; the first 20 that fit into the cache are
@@ -75,7 +76,7 @@ def verify(
         FileNotFoundError: the folder has nothing to verify; or, with `browser`, there is no such page or no Chromium.
         ImportError: with `browser`, selenium is not installed.
     """
-    folder = Path(run, "export") if out is None else Path(out)
+    folder = export_folder(resolve_model(run)) if out is None else Path(out)
     _check_folder(folder)
     if browser is not None:
         check_browser(browser)
@@ -114,7 +115,7 @@ def verify(
 
 
 def _open_artifacts(folder: Path, loaded: checkpoint.Run) -> tuple[dict[str, Row], dict[str, Engine]]:
-    """Rows and engines by name; a file that its runtime refuses has a row with a problem and no engine."""
+    """Rows and engines by name; a file that its runtime refuses, or that has none here, has a problem and no engine."""
     rows = {KERAS_ROW: Row(artifact=KERAS_ROW, runtime=f"Keras, {keras.backend.backend()}")}
     engines: dict[str, Engine] = {}
     for target in TARGETS.values():
@@ -122,6 +123,8 @@ def _open_artifacts(folder: Path, loaded: checkpoint.Run) -> tuple[dict[str, Row
             rows[name] = Row(artifact=name, runtime=target.runtime, num_bytes=_size(folder / name))
             try:
                 engines[name] = target.open(folder / name, loaded)
+            except ImportError:
+                rows[name].problems.append(f'it runs on {target.runtime}. Run: pip install "smolite[{target.extra}]"')
             except (ValueError, RuntimeError, OSError) as error:
                 rows[name].problems.append(f"{target.runtime} refuses it: {error}")
     return rows, engines
@@ -233,7 +236,7 @@ def _check_quality(
     conversations: Sequence[Conversation],
 ) -> None:
     """Bits per character of the Keras model and of quantized files, unless the cache is too short for any dialogue."""
-    quantized = [name for name in engines if _is_quantized(name)]
+    quantized = [name for name in engines if _is_quantized(name) and engines[name].vocab_size == loaded.model.config.vocab_size]
     if not conversations or not quantized:
         return
     texts: dict[str, Any] = {"tokenizer": loaded.tokenizer, "template": loaded.template}
