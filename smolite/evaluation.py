@@ -1,7 +1,8 @@
 """How well a model predicts held-out responses: bits per character, perplexity and accuracy.
 
 Bits per character are the negative log-likelihood of the response tokens with their `<end>`, in bits, over the characters of
-the responses plus one per response. They are defined on text, so models with different tokenizers can be compared.
+the responses plus one per response. They are defined on text, so models with different tokenizers can be compared. Characters
+are those of the composed text (NFC), whichever way the file spells it.
 """
 
 import math
@@ -17,6 +18,7 @@ from smolite.cross_entropy import token_nll
 from smolite.data import ChatDataset
 from smolite.engines import Engine, prefill_length
 from smolite.models import CausalLM
+from smolite.normalization import composed_length
 from smolite.packing import Example, PackedRows, pack
 from smolite.seq2seq import LanguageModel
 from smolite.tokenizer import Tokenizer
@@ -64,6 +66,9 @@ class Evaluation:
 @keras.saving.register_keras_serializable("smolite")
 class TokenScore(keras.layers.Layer):
     """Negative log-likelihood of the target, and whether it was the likeliest token."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})  # whatever the global policy is
 
     def call(self, logits, targets):
         """(B, L, V) logits and (B, L) targets → (B, L, 2) float32."""
@@ -136,7 +141,13 @@ def compile_with_xla() -> bool | str:
 def count_characters(fitted: Fitted) -> int:
     """Characters of all responses, plus one per response for its `<end>`."""
     answers = [m.content for c in fitted.conversations for m in c.messages if m.role == "assistant"]
-    return sum(len(answer) + 1 for answer in answers)
+    return sum(composed_length(answer) + 1 for answer in answers)
+
+
+def count_text_characters(texts: Iterable[str], tokenizer: Tokenizer) -> int:
+    """Characters of what `text_rows` learns of texts: all but their first tokens, plus one per text for its `<end>`."""
+    rows = ((text, ids) for text in texts if (ids := tokenizer.encode(text)))
+    return sum(composed_length(text) - len(tokenizer.decode(ids[:1])) + 1 for text, ids in rows)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ def korean_rules() -> dict[str, str]:
     }
 
 
+def composed_length(text: str) -> int:
+    """Characters of `text` in composed form (NFC): two for 안녕, even where a file spells it as five jamo."""
+    return len(unicodedata.normalize("NFC", text))
+
+
 def _hangul_rules() -> dict[str, str]:
     """Composes conjoining jamo as NFC does (The Unicode Standard, section 3.12): L+V, L+V+T and LV+T.
 

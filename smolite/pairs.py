@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from smolite.dialogues import Conversation
+from smolite.normalization import composed_length
 from smolite.packing import PackedRows, PackedSources, checked_fields, filled_rows
 from smolite.sources import checked_text, read_objects
 from smolite.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ class FittedPairs:
     @property
     def num_characters(self) -> int:
         """Characters of all targets, plus one per target for its `<end>`."""
-        return sum(len(pair.target) + 1 for pair in self.pairs)
+        return sum(composed_length(pair.target) + 1 for pair in self.pairs)
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

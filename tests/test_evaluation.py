@@ -1,7 +1,9 @@
 """Referees: the numpy forward pass of `reference.py`, dialogue by dialogue, and sums written out by hand."""
 
 import math
+import unicodedata
 
+import keras
 import numpy as np
 import pytest
 from reference import forward, random_model, random_weights
@@ -11,7 +13,16 @@ from smolite.chat import ChatTemplate, Conversation, Message, fit_context
 from smolite.config import ModelConfig
 from smolite.data import ChatDataset
 from smolite.engines import KerasEngine
-from smolite.evaluation import Evaluation, count_characters, evaluate, evaluate_examples, trace, trace_at_once
+from smolite.evaluation import (
+    Evaluation,
+    TokenScore,
+    count_characters,
+    count_text_characters,
+    evaluate,
+    evaluate_examples,
+    trace,
+    trace_at_once,
+)
 from smolite.options import TrainingOptions
 from smolite.packing import pack, unpacked_rows
 from smolite.training import compile_for_training
@@ -59,6 +70,19 @@ def test_characters_are_those_of_answers_and_one_for_each_end():
     assert count_characters(fit_context([dialogue], tokenizer(), context_length=64)) == (1 + 1) + (4 + 1)
 
 
+def test_characters_are_composed_however_a_file_spells_them():
+    turns = [Message("user", "안녕?"), Message("assistant", unicodedata.normalize("NFD", "밥 먹어"))]
+    assert len(turns[1].content) == 9
+    assert count_characters(fit_context([Conversation(tuple(turns))], tokenizer(), context_length=64)) == 4 + 1
+
+
+def test_characters_of_text_leave_out_the_first_token_which_nothing_predicts():
+    texts = ["점심은 먹었어?", "", "밥"]
+    ids = [tokenizer().encode(text) for text in texts]
+    learnt = [tokenizer().decode(each)[len(tokenizer().decode(each[:1])) :] for each in ids if each]
+    assert count_text_characters(texts, tokenizer()) == sum(len(text) + 1 for text in learnt)
+
+
 def test_evaluate_is_what_numpy_computes(model, by_numpy):
     nats, predicted, targets, characters = by_numpy
     result = evaluate(model, DIALOGUES, tokenizer=tokenizer(), batch_size=5)
@@ -91,6 +115,17 @@ def test_a_dialogue_may_have_one_token_more_than_there_are_places(model):
     expected = trace(KerasEngine(model, context_length=places), DIALOGUES[:1], tokenizer=tokenizer())
     found = trace_at_once(model, DIALOGUES[:1], tokenizer=tokenizer(), context_length=places)
     np.testing.assert_allclose(found.nll, expected.nll, rtol=0, atol=1e-4)
+
+
+def test_scores_are_float32_whatever_the_global_policy():
+    logits = np.array([[[9.0, 9.01, 3.0]]], "float32")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        nll, hit = keras.ops.convert_to_numpy(TokenScore()(logits, np.array([[1]])))[0, 0]
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert hit == 1 and nll == pytest.approx(np.log(np.exp(logits[0, 0]).sum()) - 9.01, abs=1e-5)
 
 
 def test_evaluation_does_not_change_the_model(model):

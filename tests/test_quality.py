@@ -70,7 +70,10 @@ def test_ids_before_the_first_difference():
 def test_what_is_measured_on(run, files):
     sample, pieces = read(run, files), run.tokenizer
     assert [ids for ids, _ in sample.texts] == [[*pieces.encode(line), 3] for line in TEXT.splitlines()]
-    assert sample.text_characters == len(TEXT) and all(mask == [0, *[1] * (len(ids) - 1)] for ids, mask in sample.texts)
+    firsts = [pieces.decode(ids[:1]) for ids, _ in sample.texts]  # which nothing predicts
+    assert sample.text_characters == len(TEXT) - sum(map(len, firsts)) and all(
+        mask == [0, *[1] * (len(ids) - 1)] for ids, mask in sample.texts
+    )
     assert sample.dialogue_characters == len("반가워요") + len("먹어요 abc") + 2
     assert all(ids[-1] == 4 for ids in sample.prompts) and sample.stop_id == 3
     assert len(read(run, files, count=1).texts) == len(read(run, files, count=1).dialogues) == 1
@@ -97,12 +100,12 @@ def test_the_first_row_has_the_figures_of_the_keras_model(run, files, rows):
     conversations = read_conversations(files["dialogues"]).conversations
     expected = evaluate(run.model, conversations, tokenizer=run.tokenizer, template=run.template)
     assert rows[FLOAT].answers.bits == pytest.approx(expected.bits_per_character, rel=1e-4)
-    nll = 0.0
-    for ids, _ in read(run, files).texts:
+    nll, sample = 0.0, read(run, files)
+    for ids, _ in sample.texts:
         logits = keras_logits(run.model, ids).astype("float64")
         chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         nll -= sum(chances[place, index] for place, index in enumerate(ids[1:]))
-    assert rows[FLOAT].text.bits == pytest.approx(nll / np.log(2) / len(TEXT), rel=1e-4)
+    assert rows[FLOAT].text.bits == pytest.approx(nll / np.log(2) / sample.text_characters, rel=1e-4)
     assert rows[FLOAT].loss == 0 and rows[FLOAT].text.agreement == rows[FLOAT].answers.agreement == 1
 
 

@@ -10,7 +10,7 @@ from smolite.chat import fit_context
 from smolite.checkpoint import Run
 from smolite.dialogues import read_conversations, read_documents
 from smolite.engines import Engine
-from smolite.evaluation import Trace, count_characters, trace_examples
+from smolite.evaluation import Trace, count_characters, count_text_characters, trace_examples
 from smolite.generation import generate
 from smolite.packing import Example
 
@@ -25,7 +25,7 @@ class Sample:
         dialogues: ids of dialogues and the places of the answers; none for a model without a chat template.
         dialogue_characters: characters of the answers, plus one per answer.
         texts: ids of plain texts, all scored but the first.
-        text_characters: characters of the texts, plus one per text.
+        text_characters: characters of the texts after their first tokens, plus one per text.
         prompts: ids that a greedy answer begins after.
         stop_id: the id that ends one.
     """
@@ -65,7 +65,7 @@ def read_sample(run: Run, *, dialogues: str | Path, text: str | Path, count: int
         dialogues=fitted.examples if fitted else (),
         dialogue_characters=count_characters(fitted) if fitted else 0,
         texts=[(ids, [0, *[1] * (len(ids) - 1)]) for _, ids in texts],
-        text_characters=sum(len(line) + 1 for line, _ in texts),
+        text_characters=count_text_characters([line for line, _ in texts], pieces),
         prompts=prompts[:MOST_PROMPTS],
         stop_id=pieces.markers[template.stop] if template else pieces.end_id,
     )
