@@ -9,11 +9,11 @@ from smolite.engines import Engine
 from smolite.generation import generate
 from smolite.options import TrainingOptions
 from smolite.pairs import FittedPairs, Pair, fit_pairs, pack_pairs, read_pairs, row_lengths
-from smolite.recipes import Split, check_request, continued_model, new_model, train_run
+from smolite.recipes import Split, train_run
 from smolite.samples import SAMPLES
-from smolite.seq2seq import Seq2SeqLM
 from smolite.seq2seq_engine import Seq2SeqEngine
 from smolite.sources import resolve_dataset
+from smolite.starts import check_parent, check_request, continued_model, new_model
 from smolite.tokenizer import Tokenizer
 from smolite.workplace import Workplace
 
@@ -53,15 +53,15 @@ def train_pairs(
     check_request(options, start=start, tokenizer=tokenizer, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     read = read_pairs(resolve_dataset(pairs))
+    held_out = read_pairs(resolve_dataset(validation)) if validation else []
     if start:
         parent = load(start)
-        _check_parent(parent)
+        check_parent(parent, has_encoder=True)
         pieces, model = parent.tokenizer, continued_model(parent.model, options)
     else:
         depth = encoder_depth(preset)
         pieces = workplace.tokenizer(tokenizer, [text for pair in read for text in (pair.source, pair.target)], preset=preset)
         model = new_model(preset, vocab_size=pieces.vocab_size, options=options, num_encoder_layers=depth)
-    held_out = read_pairs(resolve_dataset(validation)) if validation else []
     split, sources = split_of_pairs(read, held_out, tokenizer=pieces, longest=options.row_length)
     recipe = {"verb": "pairs", "data": str(pairs), "validation": str(validation or "")}
     recipe |= {"start": str(start)} if start else {"preset": preset}
@@ -104,11 +104,3 @@ def sample_targets(engine: Engine, run: Run, sources: Sequence[str]) -> str:
     prompts = [run.tokenizer.encode(source)[: engine.context_length] for source in sources]
     targets = generate(engine, prompts, max_new_tokens=48, stop_ids=(run.tokenizer.end_id,))
     return "\n".join(f"  {source} → {run.tokenizer.decode(ids)}" for source, ids in zip(sources, targets, strict=True))
-
-
-def _check_parent(parent: Run) -> None:
-    if not isinstance(parent.model, Seq2SeqLM):
-        raise ValueError(
-            f"`start` must be a run of an encoder-decoder. Received: {parent.path}, a model without an encoder. Start from a "
-            "run that `train_pairs` made, or leave `start` out."
-        )

@@ -12,15 +12,14 @@ import keras
 from smolite import callbacks, progress
 from smolite.chat import ChatTemplate, Conversation, Message, fit_context, read_conversations
 from smolite.checkpoint import Run, load, save
-from smolite.config import ModelConfig
 from smolite.data import ChatDataset
 from smolite.dialogues import read_documents
-from smolite.evaluation import count_characters
+from smolite.evaluation import count_characters, count_text_characters
 from smolite.options import TrainingOptions
 from smolite.packing import PackedRows, pack, text_rows
 from smolite.samples import SAMPLES, sample_engine, sample_replies, sample_texts
-from smolite.seq2seq import LanguageModel, new_language_model
 from smolite.sources import resolve_dataset
+from smolite.starts import check_parent, check_request, continued_model, new_model
 from smolite.tokenizer import Tokenizer
 from smolite.training import compile_for_training
 from smolite.workplace import Workplace
@@ -79,20 +78,19 @@ def pretrain(
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     names = [texts] if isinstance(texts, str | Path) else list(texts)
     documents = [text for name in names for text in read_documents(resolve_dataset(name))]
+    held_out = read_documents(resolve_dataset(validation)) if validation else []
     pieces = workplace.tokenizer(tokenizer, documents, preset=preset)
-    length = options.row_length
-    split = Split(text_rows(documents, pieces, length=length))
-    openings = documents[:SAMPLES]
-    if validation:
-        held_out = read_documents(resolve_dataset(validation))
-        characters = sum(len(text) + 1 for text in held_out)
-        split = Split(split.rows, text_rows(held_out, pieces, length=length), characters)
-        openings = held_out[:SAMPLES]
+    split = Split(text_rows(documents, pieces, length=options.row_length))
+    if held_out:
+        rows = text_rows(held_out, pieces, length=options.row_length)
+        split = Split(split.rows, rows, count_text_characters(held_out, pieces))
     model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
     recipe = {"verb": "pretrain", "data": " ".join(map(str, names)), "validation": str(validation or ""), "preset": preset}
     run = Run(model, pieces, ChatTemplate(), {**recipe, "options": options.to_dict()}, Path(out))
     engine = sample_engine(model, row_length=options.row_length)
-    return train_run(run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, openings))
+    return train_run(
+        run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, (held_out or documents)[:SAMPLES])
+    )
 
 
 def finetune(
@@ -129,14 +127,15 @@ def finetune(
     check_request(options, start=start, tokenizer=tokenizer, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     conversations = _read(dialogues)
+    held_out = _read(validation) if validation else []
     if start:
         parent = load(start)
+        check_parent(parent, has_encoder=False)
         pieces, template, model = parent.tokenizer, parent.template or ChatTemplate(), continued_model(parent.model, options)
     else:
         texts = [message.content for conversation in conversations for message in conversation.messages]
         pieces, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
         model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
-    held_out = _read(validation) if validation else []
     split = split_of_dialogues(conversations, held_out, tokenizer=pieces, template=template, length=options.row_length)
     recipe = {"verb": "finetune", "data": str(dialogues), "validation": str(validation or "")}
     recipe |= {"start": str(start)} if start else {"preset": preset}
@@ -170,65 +169,6 @@ def _questions(conversations: Sequence[Conversation]) -> list[Sequence[Message]]
     return [turns[: 1 + [turn.role for turn in turns].index("user")] for turns in messages]
 
 
-def new_model(
-    preset: str, *, vocab_size: int, options: TrainingOptions, num_encoder_layers: int | None = None
-) -> LanguageModel:
-    """A model with random weights, drawn from the seed in `options`."""
-    changes = {"dropout": options.dropout, "num_encoder_layers": num_encoder_layers}
-    given = {name: value for name, value in changes.items() if value is not None}
-    config = ModelConfig.from_preset(preset, vocab_size=vocab_size, **given)
-    keras.utils.set_random_seed(options.seed)
-    return new_language_model(checked_length(config, options), dtype=options.dtype)
-
-
-def continued_model(model: LanguageModel, options: TrainingOptions) -> LanguageModel:
-    """A model with the weights of `model`, and dropout and dtype from `options`."""
-    dropout = model.config.dropout if options.dropout is None else options.dropout
-    keras.utils.set_random_seed(options.seed)
-    config = dataclasses.replace(model.config, dropout=dropout)
-    continued = new_language_model(checked_length(config, options), dtype=options.dtype)
-    continued.set_weights(model.get_weights())
-    return continued
-
-
-def check_request(
-    options: TrainingOptions,
-    *,
-    preset: str,
-    validation: str | Path | None,
-    start: str | Path | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
-) -> None:
-    """Refuses what a recipe cannot do, before slow work.
-
-    Raises:
-        ValueError: a tokenizer beside a run to start from, `patience` without `validation`, or rows longer than the context.
-    """
-    if start and tokenizer:
-        raise ValueError("A run to start from brings its tokenizer. Received: `start` and `tokenizer`. Leave out one of them.")
-    if options.patience and not validation:
-        raise ValueError(
-            f"`patience` needs validation data to compare epochs. Received: {options.patience} and no `validation`. "
-            "Give held-out data, or leave out `patience`."
-        )
-    if not start:
-        checked_length(ModelConfig.from_preset(preset), options)
-
-
-def checked_length(config: ModelConfig, options: TrainingOptions) -> ModelConfig:
-    """The config, whose context must hold a row.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if options.row_length > config.context_length:
-        raise ValueError(
-            f"`row_length` must not exceed the model's context length. Received: {options.row_length} and "
-            f"{config.context_length}. Choose shorter rows."
-        )
-    return config
-
-
 def _read(dialogues: str | Path) -> list[Conversation]:
     result = read_conversations(resolve_dataset(dialogues))
     print(result.summary())
@@ -237,6 +177,7 @@ def _read(dialogues: str | Path) -> list[Conversation]:
 
 def train_run(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
     """`model.fit` with everything around it, then the run directory."""
+    workplace.begin()
     run = dataclasses.replace(run, recipe={**run.recipe, "backend": keras.backend.backend()})
     dataset = ChatDataset(
         split.rows,
@@ -250,6 +191,7 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
     run.model.optimizer.build(run.model.trainable_variables)
     journal = callbacks.Journal(workplace.folder)
     settings = {**run.recipe, "config": run.model.config.to_dict(), "rows_checksum": split.rows.checksum}
+    settings["validation_checksum"] = split.validation.checksum if split.validation else ""
     state = callbacks.TrainingState(workplace.folder, journal, settings=settings, patience=options.patience)
     done = state.restore(run.model) if workplace.interrupted else 0
     dataset.seek(done * len(dataset))

@@ -92,13 +92,19 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
                 yield line
 
 
+class VocabularyTooLarge(ValueError):
+    """A text cannot fill the vocabulary asked for; `most` pieces are what it can."""
+
+    def __init__(self, message: str, most: int):
+        super().__init__(message)
+        self.most = most
+
+
 def _explained(error: RuntimeError, vocab_size: int) -> ValueError:
     """Turns SentencePiece's two messages about the size of the vocabulary into ours."""
     if found := _TOO_HIGH.search(str(error)):
-        return ValueError(
-            f"`vocab_size` must be at most {found[1]} for this text. Received: {vocab_size}. "
-            f"Choose {found[1]} or fewer, or train on more text."
-        )
+        message = f"`vocab_size` must be at most {found[1]} for this text. Received: {vocab_size}. "
+        return VocabularyTooLarge(f"{message}Choose {found[1]} or fewer, or train on more text.", int(found[1]))
     if found := _TOO_SMALL.search(str(error)):
         return ValueError(
             f"`vocab_size` must be at least {found[1]} for the characters of this text. "

@@ -7,7 +7,7 @@ from pathlib import Path
 from smolite.chat import show
 from smolite.dialogues import read_conversations, read_documents
 from smolite.sources import resolve_dataset
-from smolite.tokenizer import Tokenizer, train_tokenizer, vocabulary_for
+from smolite.tokenizer import Tokenizer, train_fitting_tokenizer, train_tokenizer
 
 
 def tokenizer(*, texts: Sequence[str], out: str, vocab_size: int, model_type: str, overwrite: bool) -> None:
@@ -28,5 +28,4 @@ def data(*, action: str, dataset: str, tokenizer: str | None, count: int) -> Non
     with tempfile.TemporaryDirectory() as folder:
         conversations = read_conversations(path).conversations
         texts = [message.content for conversation in conversations for message in conversation.messages]
-        vocab_size = vocabulary_for(texts, most=8192)
-        print(show(path, train_tokenizer(texts, Path(folder, "t.model"), vocab_size=vocab_size), count=count))
+        print(show(path, train_fitting_tokenizer(texts, Path(folder, "t.model"), most=8192), count=count))

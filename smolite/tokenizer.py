@@ -10,6 +10,7 @@ from pathlib import Path
 from smolite.files import write_file
 from smolite.sentencepiece_model import (
     MARKERS,
+    VocabularyTooLarge,
     check_free,
     check_text,
     load_processor,
@@ -208,6 +209,14 @@ def vocabulary_for(texts: Sequence[str], *, most: int) -> int:
     characters = set(unicodedata.normalize("NFC", "".join(texts)))
     least = -(-(PIECES_BESIDE_TEXT + len(characters)) // 32) * 32
     return min(most, max(sum(map(len, texts)) // CHARACTERS_PER_PIECE // 32 * 32, least))
+
+
+def train_fitting_tokenizer(texts: Sequence[str], path: str | os.PathLike[str], *, most: int) -> Tokenizer:
+    """Trains a tokenizer of `vocabulary_for` pieces, or of as many as a very short text can fill; replaces a file at `path`."""
+    try:
+        return train_tokenizer(texts, path, vocab_size=vocabulary_for(texts, most=most), overwrite=True)
+    except VocabularyTooLarge as error:
+        return train_tokenizer(texts, path, vocab_size=error.most, overwrite=True)
 
 
 def train_tokenizer(

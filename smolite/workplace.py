@@ -7,7 +7,7 @@ from pathlib import Path
 from smolite.callbacks import STATE_FILE
 from smolite.config import ModelConfig
 from smolite.files import write_file
-from smolite.tokenizer import Tokenizer, train_tokenizer, vocabulary_for
+from smolite.tokenizer import Tokenizer, train_fitting_tokenizer
 
 
 class Workplace:
@@ -25,8 +25,9 @@ class Workplace:
     """
 
     def __init__(self, out: Path, *, resume: bool, overwrite: bool):
+        out = out if out.name not in ("", "..") else out.resolve()  # `.` has no name
         self.folder = out.with_name(f"{out.name}.training")
-        self.out = out
+        self.out, self.resume = out, resume
         if out.is_file():
             raise NotADirectoryError(f"The run directory must not be a file. Received: {out}. Choose another name.")
         if out.exists() and any(out.iterdir()) and not overwrite:
@@ -37,18 +38,22 @@ class Workplace:
             raise FileExistsError(
                 f"{self.folder} holds an interrupted run. Resume it, choose another name, or allow overwriting it."
             )
-        if not resume:
+
+    def begin(self) -> None:
+        """Makes room, now that all that was given is known to be usable: an interrupted run that isn't resumed goes."""
+        if not self.resume:
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.resume = True  # what is there from now on is ours
 
     def tokenizer(self, given: str | Path | Tokenizer | None, texts: Sequence[str], *, preset: str) -> Tokenizer:
         """The given tokenizer, or the one trained on `texts`; an interrupted run finds its own again."""
         if given is not None:
             return given if isinstance(given, Tokenizer) else Tokenizer(given)
+        self.begin()
         path = self.folder / "tokenizer.model"
         if self.interrupted and path.exists():
             return Tokenizer(path)
-        vocab_size = vocabulary_for(texts, most=ModelConfig.from_preset(preset).vocab_size)
-        return train_tokenizer(texts, path, vocab_size=vocab_size, overwrite=True)
+        return train_fitting_tokenizer(texts, path, most=ModelConfig.from_preset(preset).vocab_size)
 
     @property
     def interrupted(self) -> bool:

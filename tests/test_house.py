@@ -27,7 +27,7 @@ ORDER = """
     hf_config config parameters files cross_entropy caches projections layers forms models cross_attention seq2seq normalization
     sentencepiece_model tokenizer tokenizer_json sources hub dialogues chat text_verbs templates packing pairs data decoding
     engines samplers generation seq2seq_engine replies evaluation scoring weights quantized smolite1 checkpoint curves callbacks
-    progress options optimizers training workplace samples recipes pair_recipes
+    progress options optimizers training workplace samples starts recipes pair_recipes
     exporters.native_log exporters.signatures exporters.pair_signatures exporters.client_files exporters.lookup
     exporters.cached_engine
     exporters.saved_model exporters.flatbuffer exporters.litert_engine exporters.pair_engines exporters.quantization

@@ -17,6 +17,7 @@ from smolite.config import PRESETS
 from smolite.options import TrainingOptions
 from smolite.pair_recipes import encoder_depth, train_pairs
 from smolite.pairs import read_pairs
+from smolite.recipes import finetune
 from smolite.replies import fit_source, reply
 from smolite.samplers import GREEDY
 from smolite.scoring import PairScorer, best_targets, evaluate_pairs, sentences, spans
@@ -120,8 +121,10 @@ def test_the_page_talks_with_it_too(trained):
 
 def test_what_the_recipe_and_the_run_directory_refuse(trained, tmp_path):
     causal = checkpoint.save(tmp_path / "causal", smolite.CausalLM(TINY), tokenizer())
-    with pytest.raises(ValueError, match="`start` must be a run of an encoder-decoder. Received: .*causal"):
+    with pytest.raises(ValueError, match="must be a run of a model with an encoder.*causal.*`smolite finetune` goes on"):
         train_pairs("sample-pairs", tmp_path / "out", start=causal, options=OPTIONS)
+    with pytest.raises(ValueError, match="must be a run of a model without an encoder.*`smolite pairs` goes on with"):
+        finetune("sample", tmp_path / "out", start=trained[0].path, options=OPTIONS)
     with pytest.raises(ValueError, match="brings its tokenizer"):
         train_pairs("sample-pairs", tmp_path / "out", start=trained[0].path, tokenizer=tokenizer())
     with pytest.raises(ValueError, match="`row_length` must not exceed.*Received: 65 and 64"):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from smolite.engines import KerasEngine
 from smolite.evaluation import count_characters, evaluate_examples
 from smolite.options import TrainingOptions
 from smolite.packing import pack
-from smolite.recipes import finetune, new_model, pretrain, sample_texts
+from smolite.recipes import finetune, pretrain, sample_texts
+from smolite.starts import new_model
 from smolite.tokenizer import vocabulary_for
 from smolite.workplace import Workplace
 
@@ -118,7 +120,8 @@ def test_pretraining_trains_a_tokenizer_and_learns_text(pretrained, folder):
     assert row["perplexity"] < pretrained.tokenizer.vocab_size * 1.1
     lines = (folder / "text.txt").read_text("utf-8").split("\n")
     ids = [pretrained.tokenizer.encode(line) for line in lines]
-    tokens, characters = sum(map(len, ids)), sum(len(line) + 1 for line in lines)
+    firsts = [pretrained.tokenizer.decode(each[:1]) for each in ids if each]  # which nothing predicts
+    tokens, characters = sum(map(len, ids)), sum(len(line) + 1 for line in lines[1:]) - sum(map(len, firsts))
     bits = math.log2(row["val_perplexity"]) * tokens / characters
     assert row["val_bits_per_character"] == pytest.approx(bits, rel=1e-3)
     turns = [message.content for dialogue in HELD_OUT for message in dialogue.messages]
@@ -187,6 +190,8 @@ def test_a_missing_file_leaves_no_interrupted_run_behind(tmp_path, recipe):
     for _ in range(2):
         with pytest.raises(FileNotFoundError, match="The data set must be an existing file or folder.*missing.jsonl"):
             recipe(tmp_path / "missing.jsonl", tmp_path / "run", preset="tiny", options=OPTIONS)
+        with pytest.raises(FileNotFoundError, match="The data set must be an existing file or folder.*missing.jsonl"):
+            recipe("sample", tmp_path / "run", validation=tmp_path / "missing.jsonl", preset="tiny", options=OPTIONS)
     assert not list(tmp_path.iterdir())
 
 
@@ -194,6 +199,26 @@ def test_a_longer_row_than_the_run_to_start_from(pretrained, folder):
     options = TrainingOptions(row_length=65)
     with pytest.raises(ValueError, match="`row_length` must not exceed the model's context length. Received: 65 and 64"):
         finetune(folder / "held-out.jsonl", folder / "longer", start=pretrained.path, options=options)
+
+
+def test_an_interrupted_run_is_replaced_only_when_all_is_known_to_be_usable(tmp_path, pretrained):
+    state = tmp_path / "run.training" / "state.json"
+    state.parent.mkdir()
+    state.write_text("{}")
+    for wrong in ({"start": tmp_path / "none"}, {"validation": tmp_path / "none"}, {"tokenizer": tmp_path / "none"}):
+        with pytest.raises((FileNotFoundError, ValueError), match="none"):
+            finetune("sample", tmp_path / "run", preset="tiny", options=OPTIONS, overwrite=True, **wrong)
+    assert state.read_text() == "{}"
+    place = Workplace(tmp_path / "run", resume=False, overwrite=True)
+    place.begin()
+    assert not state.exists() and not place.interrupted
+
+
+def test_a_run_may_be_made_where_one_is(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    place = Workplace(Path("."), resume=False, overwrite=False)
+    assert (place.out, place.folder) == (tmp_path / "here", tmp_path / "here.training")
 
 
 def test_an_existing_output_is_refused(tmp_path):
@@ -219,6 +244,12 @@ def test_any_number_of_dialogues_gets_a_tokenizer(tmp_path, count):
     assert made.vocab_size % 32 == 0 and made.vocab_size >= 264
     spelt_out = [character for character in set("".join(texts)) if len(made.encode(character)) > 3]
     assert len(spelt_out) <= 0.03 * len(set("".join(texts)))
+
+
+def test_a_single_short_dialogue_gets_a_tokenizer_too(tmp_path):
+    """Its few pairs of characters fill no vocabulary of a multiple of 32."""
+    made = Workplace(tmp_path / "run", resume=False, overwrite=False).tokenizer(None, ["안녕", "안녕하세요"], preset="tiny")
+    assert 262 < made.vocab_size < 288 and made.decode(made.encode("안녕하세요")) == "안녕하세요"
 
 
 def test_the_vocabulary_grows_with_the_text_up_to_that_of_the_preset():

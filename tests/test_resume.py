@@ -49,10 +49,10 @@ train(Path())
 """
 
 
-def train(folder, *, first=0, resume=False, **changes):
+def train(folder, *, first=0, aside=40, resume=False, **changes):
     """The training of this file, with dropout, a random order, and a validation that soon becomes worse."""
     data = write_dialogues(folder / "train.jsonl", conversations()[first : first + 10])
-    held_out = write_dialogues(folder / "held-out.jsonl", conversations()[40:44])
+    held_out = write_dialogues(folder / "held-out.jsonl", conversations()[aside : aside + 4])
     options = TrainingOptions(**{**OPTIONS, **changes})
     given = {"validation": held_out, "tokenizer": tokenizer(), "preset": "tiny", "options": options}
     return finetune(data, folder / "run", resume=resume, **given)
@@ -165,6 +165,8 @@ def test_other_options_are_refused_by_name(stopped, changes, difference):
 def test_other_dialogues_in_the_same_file_are_refused(stopped):
     with pytest.raises(ValueError, match="Received other ones: rows_checksum: [0-9]+ then, [0-9]+ now"):
         train(stopped, first=1, resume=True)
+    with pytest.raises(ValueError, match="Received other ones: validation_checksum: [0-9]+ then, [0-9]+ now"):
+        train(stopped, aside=41, resume=True)
 
 
 def test_an_interrupted_run_is_found(stopped):
