@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb runs, so `--help` answers at once.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -70,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 where a verification fails or an error was printed, or 130 after an interrupt.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where the encoding lacks a character, as CP949 lacks emoji
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Keras imports TensorFlow where it is installed
     chosen = vars(_parser().parse_args(arguments))
     if recipe := chosen.pop("recipe", None):
@@ -195,7 +199,7 @@ def _add_file_verbs(verbs) -> None:
     ways = f"tflite, litertlm: {', '.join(WAYS)}; gguf: f16, q8_0, q4_0; default: float32"
     export.add_argument("--quantize", choices=[*WAYS, "q8_0", "q4_0"], help=ways)
     export.add_argument("--out", help="folder to write to; default: export in the run directory")
-    export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
+    export.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length, at most 1,024")
     export.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
     export.add_argument("--windows", type=int, nargs="*", help=WINDOWS_HELP)
     export.add_argument("--drafts", type=int, default=0, help=DRAFTS_HELP)
@@ -209,7 +213,7 @@ def _add_file_verbs(verbs) -> None:
     quality.add_argument("--text", help="held-out plain text; default: what is said in the dialogues")
     quality.add_argument("--count", type=int, default=100, help="the most dialogues, and the most texts, to measure on")
     quality.add_argument("--out", help="folder to write to; default: export in the run directory")
-    quality.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length")
+    quality.add_argument("--cache-length", type=int, help="tokens a chat can hold; default: the context length, at most 1,024")
     quality.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
     quality.add_argument("--overwrite", action="store_true", help="replace existing files")
 

@@ -73,6 +73,15 @@ def slide(row: Sequence[int], context_length: int) -> list[int]:
     return list(row) if len(row) <= context_length else list(row[-max(1, context_length // 2) :])
 
 
+def check_new_tokens(count: object) -> None:
+    """Refuses a `max_new_tokens` that is no whole number above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    check(is_count(count) and count != 0, "max_new_tokens", "a positive whole number", count)
+
+
 def _before_stop(picks: Iterator[list[int]], stop_ids: Collection[int]) -> Iterator[int]:
     for ids in picks:
         if ids[0] in stop_ids:
@@ -155,7 +164,6 @@ def _pick(
 def _checked_request(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     """How many ids to pick at most."""
     check(len(prompts) > 0, "prompts", "at least one list of token ids", "none")
-    good_length = is_count(max_new_tokens) and max_new_tokens > 0
-    check(good_length, "max_new_tokens", "a positive whole number", max_new_tokens)
+    check_new_tokens(max_new_tokens)
     check_prompts(prompts, engine)
     return min(max_new_tokens, getattr(engine, "target_length", max_new_tokens))

@@ -14,7 +14,7 @@ from typing import Any
 from smolite import answers, checkpoint, recipes
 from smolite import app as page
 from smolite import evaluation as scores
-from smolite.chat import Message, read_conversations
+from smolite.chat import Message, fit_context, read_conversations
 from smolite.config import PRESETS
 from smolite.demo import run_demo
 from smolite.engines import Engine
@@ -24,7 +24,8 @@ from smolite.exporters.conversion import convert as convert_model
 from smolite.exporters.litertlm_engine import count_slots, measure_speeds
 from smolite.exporters.quality import smallest
 from smolite.exporters.verification import verify as verify_run
-from smolite.generation import stream
+from smolite.generation import check_new_tokens, stream
+from smolite.hub import export_folder
 from smolite.options import TrainingOptions
 from smolite.pair_recipes import train_pairs
 from smolite.pairs import read_pairs
@@ -86,6 +87,8 @@ def _report(run: checkpoint.Run, out: str) -> None:
 
 def chat(*, run: str, engine: str, system: str | None, prompt: str | None, max_new_tokens: int, **sampling: Any) -> None:
     """Talks in the terminal, or answers one prompt."""
+    check_new_tokens(max_new_tokens)
+    how = Sampling(**sampling)
     loaded = checkpoint.load(run)
     talker = open_engine(loaded, engine)
     messages = [Message("system", system)] if system else []
@@ -98,7 +101,7 @@ def chat(*, run: str, engine: str, system: str | None, prompt: str | None, max_n
     def answer(text: str) -> None:
         messages.append(Message("user", text))
         pieces = []
-        for piece in stream_reply(talker, messages, sampling=Sampling(**sampling), **settings):
+        for piece in stream_reply(talker, messages, sampling=how, **settings):
             print(piece, end="", flush=True)
             pieces.append(piece)
         print()
@@ -125,18 +128,15 @@ def _ask() -> str:
 
 def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampling: Any) -> None:
     """Prints `prompt` and what the model writes after it; of an encoder-decoder what it writes for `prompt`."""
+    check_new_tokens(max_new_tokens)
+    how = Sampling(**sampling)
     loaded = checkpoint.load(run)
     ids, decoder = loaded.tokenizer.encode(prompt), loaded.tokenizer.stream()
     lent = open_engine(loaded, engine)
+    new = stream(lent, ids, max_new_tokens=max_new_tokens, sampling=how, stop_ids=answers.end_ids(loaded.tokenizer))
     if not loaded.model.config.num_encoder_layers:  # what an encoder-decoder reads is no part of what it writes
         print("".join(decoder.push(index) for index in ids), end="", flush=True)
-    stop = (loaded.tokenizer.end_id,)
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "sampling": Sampling(**sampling),
-        "stop_ids": stop,
-    }
-    for index in stream(lent, ids, **settings):
+    for index in new:
         print(decoder.push(index), end="", flush=True)
     print(decoder.finish())
 
@@ -200,12 +200,14 @@ def evaluate(*, run: str, dataset: str, engine: str) -> None:
         result = evaluate_pairs(loaded.model, read_pairs(resolve_dataset(dataset)), tokenizer=loaded.tokenizer)
         print(result.summary())
         return
-    conversations = read_conversations(resolve_dataset(dataset)).conversations
-    known: dict[str, Any] = {"tokenizer": loaded.tokenizer, "template": loaded.template}
-    if engine == "keras":
-        result = scores.evaluate(loaded.model, conversations, **known)
-    else:
-        result = scores.trace(open_engine(loaded, engine), conversations, **known).evaluation
+    read = read_conversations(resolve_dataset(dataset))
+    lent = None if engine == "keras" else open_engine(loaded, engine)
+    length = lent.context_length if lent else loaded.model.config.context_length
+    fitted = fit_context(read.conversations, loaded.tokenizer, context_length=length, template=loaded.template)
+    counts = ", ".join(f"{count:,} {case}" for case, count in fitted.counts.items() if count)
+    print(f"{read.summary()}\n{counts} in {length:,} tokens")
+    known = fitted.examples, scores.count_characters(fitted)
+    result = scores.trace_examples(lent, *known).evaluation if lent else scores.evaluate_examples(loaded.model, *known)
     print(result.summary())
 
 
@@ -217,7 +219,7 @@ def bench(*, run: str, repeats: int, tokens: int) -> None:
     if repeats < 1 or tokens < 1:
         raise ValueError(f"`repeats` and `tokens` must be at least 1. Received: {repeats} and {tokens}. Measure something.")
     loaded = checkpoint.load(run)
-    folder = loaded.path / "export"
+    folder = export_folder(loaded.path)
     names = ["keras", *(name for name, file in ENGINE_FILES.items() if (folder / file).exists())]
     engines = {name: open_engine(loaded, name) for name in names}
     bundles = [file for file in TARGETS["litertlm"].file_names.values() if (folder / file).exists()]

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch's
 # Files that compute nothing with Keras in this process, or whose long runs and conversions are worth having once; `make test`
 # runs them on one backend only.
 ONE_BACKEND = frozenset(
-    "test_app test_app_browser test_app_places test_benchmarks test_chat test_cli test_config test_conversion "
+    "test_app test_app_browser test_app_places test_benchmarks test_chat test_cli test_cli_talk test_config test_conversion "
     "test_curves test_dialogues test_docs test_exporters test_faults test_files test_gguf test_growing test_house "
     "test_hub test_hub_memory test_hub_templates test_interrupted test_litert_engine test_litertlm test_lookup test_manifest "
     "test_normalization test_notebook test_options test_packing test_pair_ablation test_pair_export test_phone "

@@ -1,6 +1,8 @@
 """The command line as a user meets it: words in, text and an exit status out. Referees: the library called directly."""
 
 import dataclasses
+import io
+import json
 import os
 import re
 import subprocess
@@ -12,13 +14,11 @@ import pytest
 from tiny import TINY, conversations, tokenizer, write_dialogues
 
 from smolite import checkpoint, cli, verbs
-from smolite.chat import Message
+from smolite.chat import Conversation, Message
 from smolite.config import PRESETS
-from smolite.engines import KerasEngine
 from smolite.evaluation import evaluate
 from smolite.models import CausalLM
 from smolite.options import TrainingOptions
-from smolite.replies import reply
 from smolite.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +152,16 @@ def test_broken_numbers_and_interrupts_end_quietly(capsys, monkeypatch):
     assert smolite(capsys, "demo") == (130, "", "\nsmolite demo: interrupted\n")
 
 
+def test_what_the_terminal_cannot_show_ends_nothing(monkeypatch, tmp_path):
+    """As on Korean Windows, whose CP949 has no emoji, when the output goes to a file."""
+    turns = (Message("user", "비 그쳤어? 😀"), Message("assistant", "응, 나가자!"))
+    path, written = write_dialogues(tmp_path / "one.jsonl", [Conversation(turns)]), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp949"))
+    assert cli.main(["data", "show", str(path)]) == 0
+    sys.stdout.flush()
+    assert re.search(r"그쳤어 \? .*\? <sep>", written.getvalue().decode("cp949"))
+
+
 def test_a_missing_backend_says_what_to_install():
     code = "import sys; sys.modules['torch'] = None; from smolite.cli import main; sys.exit(main(['chat', 'run']))"
     environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT)}
@@ -159,46 +169,12 @@ def test_a_missing_backend_says_what_to_install():
     assert done.returncode == 1 and "pip install 'smolite[torch]'" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_chat_answers_one_prompt(capsys, run):
-    loaded = checkpoint.load(run)
-    messages = [Message("system", "짧게"), Message("user", "안녕!")]
-    expected = reply(KerasEngine(loaded.model), messages, tokenizer=loaded.tokenizer, max_new_tokens=8)
-    words = ["--temperature", 0, "--max-new-tokens", 8, "--system", "짧게"]
-    assert smolite(capsys, "chat", run, "--prompt", "안녕!", *words) == (0, f"{expected}\n", "")
-
-
-def test_chat_goes_on_until_an_empty_line(capsys, run, monkeypatch):
-    """The second prompt holds the first exchange; a question that is too long is refused and forgotten."""
-    asked, seen = iter(["안녕!", "점심은 먹었어? " * 40, "뭐 해?", ""]), []
-    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
-
-    def answer(engine, messages, **settings):
-        seen.append([message.content for message in messages])
-        if len(messages[-1].content) > 100:
-            raise ValueError("A prompt must have 1 to 64 tokens.")
-        yield "네."
-
-    monkeypatch.setattr(verbs, "stream_reply", answer)
-    status, out, _ = smolite(capsys, "chat", run)
-    assert status == 0 and out.count("네.\n") == 2 and "A prompt must have 1 to 64 tokens." in out
-    assert seen[0] == ["안녕!"] and seen[2] == ["안녕!", "네.", "뭐 해?"]
-
-
-def test_chat_without_its_file_says_so(capsys, run):
-    status, _, errors = smolite(capsys, "chat", run, "--prompt", "안녕!", "--engine", "int8")
-    assert status == 1 and errors.startswith("smolite chat: ") and ".tflite" in errors
-
-
-def test_generate_goes_on_from_the_prompt(capsys, run):
-    words = ["--max-new-tokens", 6, "--seed", 5]
-    first, second = (smolite(capsys, "generate", run, "오늘 점심은", *words) for _ in range(2))
-    assert first == second and first[0] == 0 and first[1].startswith("오늘 점심은") and len(first[1]) > len("오늘 점심은\n")
-
-
 def test_evaluate_prints_what_the_library_says(capsys, run, dialogues):
     loaded = checkpoint.load(run)
     expected = evaluate(loaded.model, conversations()[:8], tokenizer=loaded.tokenizer).summary()
-    assert smolite(capsys, "evaluate", run, dialogues) == (0, f"{expected}\n", "")
+    status, out, errors = smolite(capsys, "evaluate", run, dialogues)
+    assert (status, errors) == (0, "") and out.endswith(f"\n{expected}\n")
+    assert re.search(r"8  kept\n(\d whole)?(, )?(\d shortened)?(, )?(\d dropped)? in 64 tokens\n", out), out
 
 
 def test_bench_prints_a_line_for_each_engine(capsys, run):
@@ -259,6 +235,9 @@ def test_quantize_writes_a_run_that_chats(capsys, run, tmp_path):
     assert smolite(capsys, "chat", tmp_path / "small", "--prompt", "안녕", "--max-new-tokens", 3)[0] == 0
     status, _, error = smolite(capsys, "quantize", run, "--out", tmp_path / "small")
     assert status == 1 and "must be a new directory" in error
+    assert smolite(capsys, "export", tmp_path / "small", "--format", "gguf")[0] == 0
+    manifest = json.loads((tmp_path / "small/export/MANIFEST.json").read_text("utf-8"))
+    assert set(manifest["artifacts"]["model.gguf"]["made_from"]) == {"config.json", "model_int4.safetensors"}
 
 
 @pytest.mark.parametrize("kind", ["preset", "run"])
@@ -270,10 +249,3 @@ def test_params_prints_a_table(capsys, run, kind):
 
 def test_every_engine_has_a_name():
     assert ["keras", *verbs.ENGINE_FILES] == cli.ENGINES
-
-
-def test_a_gguf_file_chats(capsys, run):
-    smolite(capsys, "export", run, "--format", "gguf", "--overwrite")
-    words = ["chat", run, "--prompt", "안녕", "--max-new-tokens", 6, "--temperature", 0]
-    keras, gguf = (smolite(capsys, *words, "--engine", engine) for engine in ("keras", "gguf"))
-    assert keras[0] == gguf[0] == 0 and keras[1] == gguf[1]
