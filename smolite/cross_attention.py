@@ -24,7 +24,7 @@ class SourceMask(keras.layers.Layer):
         self.num_groups = num_groups
 
     def call(self, tokens, source, segments=None, source_segments=None):
-        """(B, T) and (B, N) ids and segment numbers, 1 where not given → (B, 1, G·T, N): 0 where they agree, else -1e9."""
+        """(B, T) and (B, N) ids and segment numbers, 1 where not given → (B, 1, G·T, N): 0 where they agree, else -3e4."""
         segments = ops.ones_like(tokens) if segments is None else segments
         source_segments = ops.ones_like(source) if source_segments is None else source_segments
         mask = ops.where(segments[:, :, None] == source_segments[:, None, :], 0.0, MASKED_SCORE)

@@ -16,8 +16,9 @@ from keras import ops
 from smolite.caches import attend, cache_shapes, leading_axes, update_cache
 from smolite.projections import project, project_together, projection
 
-# Added to the score of a position that must not be seen. Large, but far from overflow in bfloat16 and float32.
-MASKED_SCORE = -1e9
+# Added to the score of a position that must not be seen. Large, and in float16 not yet infinite, where a row that sees nothing,
+# as padding may, would be no number.
+MASKED_SCORE = -3e4
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -81,7 +82,7 @@ class CausalMask(keras.layers.Layer):
         self.num_groups = num_groups
 
     def call(self, tokens, segments=None):
-        """(B, T) token ids and optional (B, T) segment numbers → (B or 1, 1, G·T, T): 0 where a token may look, else -1e9."""
+        """(B, T) token ids and optional (B, T) segment numbers → (B or 1, 1, G·T, T): 0 where a token may look, else -3e4."""
         index = ops.arange(ops.shape(tokens)[1])
         visible = (index[:, None] >= index[None, :])[None]
         if segments is not None:

@@ -83,7 +83,8 @@ class CausalLM(keras.Model):
         for block in blocks:
             hidden, _ = block(hidden, tables, mask)
         hidden = TakePositions(name="take_positions", dtype=policy)(hidden, inputs["loss_at"])
-        super().__init__(inputs=inputs, outputs=tied_logits(hidden, final_norm, token_embedding), dtype=policy, **kwargs)
+        super().__init__(inputs=inputs, outputs=tied_logits(hidden, final_norm, token_embedding), **kwargs)
+        self.dtype_policy = policy  # by which `compile` scales the loss of float16; Keras ignores `dtype` here
 
         self.config = config
         self.num_groups = num_groups
@@ -130,7 +131,7 @@ class CausalLM(keras.Model):
             hidden: (B, T, D), from `embed`.
             cache: from `empty_cache` or an earlier call.
             slot: scalar int, the first cache slot to write; slot + T must not pass S.
-            mask: additive float32, (B or 1, 1, T, S): 0 where a new token may look, about -1e9 where not.
+            mask: additive float32, (B or 1, 1, T, S): 0 where a new token may look, about -3e4 where not.
             positions: (B or 1, T) int. Default: slot, slot + 1, …
 
         Returns:

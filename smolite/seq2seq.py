@@ -77,7 +77,8 @@ class Seq2SeqLM(keras.Model):
         hidden, _ = _decode(parts, hidden, tables, masks, memory)
         hidden = TakePositions(name="take_positions", dtype=policy)(hidden, inputs["loss_at"])
         outputs = tied_logits(hidden, parts.final_norm, parts.token_embedding)
-        super().__init__(inputs=inputs, outputs=outputs, dtype=policy, **kwargs)
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        self.dtype_policy = policy  # as in `CausalLM`
 
         self.config, self.num_groups, self._parts = config, num_groups, parts
         self.token_embedding, self.final_norm = parts.token_embedding, parts.final_norm
@@ -111,7 +112,7 @@ class Seq2SeqLM(keras.Model):
 
         Args:
             hidden: (B, N, D), from `embed`. Padding stands on the right.
-            mask: additive float32, (B or 1, 1, 1, N): 0 for tokens, about -1e9 for padding.
+            mask: additive float32, (B or 1, 1, 1, N): 0 for tokens, about -3e4 for padding.
 
         Returns:
             For each decoder block keys (B, K, N, H) and values (B, K, H, N), for `cached_body`.
@@ -131,7 +132,7 @@ class Seq2SeqLM(keras.Model):
             cache: from `empty_cache` or an earlier call.
             memory: from `encode`, or with each pair `flattened`.
             slot: scalar int, the first cache slot to write and the position of the first new token; slot + T must not pass S.
-            mask: additive float32, (B or 1, 1, T, S): 0 where a new token may look in the target, about -1e9 where not.
+            mask: additive float32, (B or 1, 1, T, S): 0 where a new token may look in the target, about -3e4 where not.
             source_mask: additive float32, (B or 1, 1, 1, N), as for `encode`.
 
         Returns:

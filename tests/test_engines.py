@@ -75,6 +75,16 @@ def test_cached_equals_uncached_in_half_precision():
         assert np.std(cached - uncached[split - 1 :]) < rounding
 
 
+def test_prompts_of_different_lengths_in_float16():
+    """What a row's padding sees is masked as a whole; an infinite mask would leave no number."""
+    model = CausalLM(CONFIG, dtype="mixed_float16")
+    assign_weights(model, WEIGHTS)
+    logits = KerasEngine(model, batch_size=2, context_length=SLOTS).start([[5, 6, 7], [5, 6, 7, 8, 9]])
+    for row, prompt in zip(logits, ([5, 6, 7], [5, 6, 7, 8, 9]), strict=True):
+        exact = reference.forward(CONFIG, WEIGHTS, prompt)[-1]
+        assert np.abs(row - exact).max() < 0.02 * np.abs(exact).max()
+
+
 def test_rows_of_a_batch_equal_single_runs(model, engine):
     batch = KerasEngine(model, batch_size=3, context_length=SLOTS)
     logits, later = [batch.start(PROMPTS)], ids(9 * 3, seed=1)

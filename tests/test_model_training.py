@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from smolite.config import ModelConfig
 from smolite.models import CausalLM
-from smolite.weights import model_weights
+from smolite.weights import assign_weights, model_weights
 
 CONFIG = AWKWARD_CONFIGS["grouped"]
 LITTLE = ModelConfig(
@@ -82,13 +82,30 @@ def test_the_gradient_of_a_packed_row_is_that_of_its_texts():
     assert_same_step(packed, step_down(TOKENS, TARGETS, unpacked_weight))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_fit_learns_a_batch_by_heart(dtype):
     keras.utils.set_random_seed(1)
     model = CausalLM(LITTLE, dtype=dtype)
     model.compile(keras.optimizers.Adam(0.02), loss=crossentropy())
     losses = model.fit({"tokens": TOKENS}, TARGETS, epochs=20, batch_size=2, verbose=0).history["loss"]
     assert losses[0] == pytest.approx(np.log(61), abs=0.2) and losses[-1] < 1.5
+
+
+def test_the_loss_of_float16_is_scaled():
+    """Gradients of a mean over thousands of tokens are below the smallest numbers of float16."""
+    exact, half = CausalLM(CONFIG), CausalLM(CONFIG, dtype="mixed_float16")
+    moved = []
+    for model in (exact, half):
+        assign_weights(model, random_weights(CONFIG))
+        model.compile(
+            keras.optimizers.SGD(1e6), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+        )
+        model.fit(TOKENS, TARGETS, sample_weight=np.full(TARGETS.shape, 1e-6), verbose=0)
+        before, after = random_weights(CONFIG), model_weights(model)
+        moved.append({name: before[name] - after[name] for name in before})
+    assert isinstance(half.optimizer, keras.optimizers.LossScaleOptimizer)
+    for name, gradient in moved[0].items():
+        assert np.abs(moved[1][name] - gradient).max() < 0.06 * np.abs(gradient).max(), name
 
 
 def test_config_round_trip_through_keras():

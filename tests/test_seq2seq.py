@@ -131,6 +131,13 @@ def test_mixed_bfloat16_says_about_the_same(model):
     assert keras.backend.standardize_dtype(keys.dtype) == keras.backend.standardize_dtype(values.dtype) == "bfloat16"
 
 
+def test_padding_that_sees_no_source_is_a_number_in_float16():
+    half = random_model(CONFIGS["grouped"], dtype="mixed_float16")
+    tokens, positions, segments = packed(ROWS[0, :5], [], 9)
+    whole = {"source": SOURCES[:1], "source_segments": np.ones_like(SOURCES[:1])}
+    assert np.isfinite(run(half, {**whole, "tokens": tokens, "positions": positions, "segments": segments})).all()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_model_has_the_parameters_its_config_counts(models, name):
     assert models[name].count_params() == CONFIGS[name].num_parameters

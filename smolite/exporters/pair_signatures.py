@@ -1,6 +1,6 @@
 """The edge contract of an encoder-decoder: `encode` and `decode` as TensorFlow functions with named, static signatures.
 
-* `encode`: `tokens` int32 (1, N) and `source_mask` float32 (1, 1, 1, N), 0 for tokens and about -1e9 for the padding on their
+* `encode`: `tokens` int32 (1, N) and `source_mask` float32 (1, 1, 1, N), 0 for tokens and about -3e4 for the padding on their
   right → `cross_cache_k_<i>` float32 (1, K, N, H) and `cross_cache_v_<i>` float32 (1, K, H, N) for every decoder layer i.
 * `decode`: as in `signatures`, with `source_mask` and the cross caches as further inputs: `tokens`, `input_pos`, `mask`,
   `kv_cache_k_<i>`, `kv_cache_v_<i>` → the caches of the target, and `logits` float32 (1, 1, V). The first token is `<start>`.
