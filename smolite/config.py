@@ -236,7 +236,7 @@ def _smollm2(**shape: Any) -> ModelConfig:
     return ModelConfig(**{**shared, **shape})
 
 
-# Smolite sizes: heads of 64 features and a third as many key/value heads or fewer (short caches), every width a multiple
+# Smolite sizes: heads of 64 features and half as many key/value heads or fewer (short caches), every width a multiple
 # of 32 (blockwise int4), and a vocabulary that takes no more than half of the parameters.
 PRESETS: dict[str, ModelConfig] = {
     "smolite-small": ModelConfig(
