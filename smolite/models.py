@@ -12,6 +12,7 @@ from smolite.caches import cache_shapes
 from smolite.config import ModelConfig
 from smolite.forms import PositionEmbedding, block_of
 from smolite.layers import CausalMask, RotaryEmbedding, repeat_for_groups
+from smolite.projections import table_initializer
 
 INPUT_NAMES = ("loss_at", "positions", "segments", "tokens")
 
@@ -64,7 +65,7 @@ class CausalLM(keras.Model):
         token_embedding = keras.layers.ReversibleEmbedding(
             config.vocab_size,
             config.hidden_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            embeddings_initializer=table_initializer(config.hidden_dim),
             name="token_embedding",
             dtype=policy,
         )

@@ -41,11 +41,20 @@ def rows_joined():
 
 
 def projection(width: int, *, name: str, use_bias: bool = False, activation=None, dtype=None) -> keras.layers.Dense:
-    """A linear map to `width` features, drawn as Llama draws its weights (normal, 0.02). It is called through `project`."""
-    initializer = keras.initializers.RandomNormal(stddev=0.02)
+    """A linear map to `width` features, called through `project`.
+
+    Its weights are drawn so that what comes out varies as much as what goes in: with a deviation of 1 / √inputs (LeCun et al.
+    1998), which for the inputs of a block of SmolLM2-135M is the `initializer_range` of its `config.json`, 1 / √576. The 0.02
+    of Llama is a third of that where 256 features go in, and such a model learns more slowly.
+    """
     return keras.layers.Dense(
-        width, activation=activation, use_bias=use_bias, kernel_initializer=initializer, name=name, dtype=dtype
+        width, activation=activation, use_bias=use_bias, kernel_initializer="lecun_normal", name=name, dtype=dtype
     )
+
+
+def table_initializer(width: int):
+    """For an embedding table of rows of `width` features that is the output projection, too: normal, 1 / √`width`."""
+    return keras.initializers.RandomNormal(stddev=width**-0.5)
 
 
 def project(layer: keras.layers.Dense, inputs):

@@ -22,6 +22,7 @@ from smolite.models import (
     tied_logits,
     with_positions,
 )
+from smolite.projections import table_initializer
 
 NEEDED_NAMES = ("source", "tokens")
 INPUT_NAMES = ("loss_at", "positions", "segments", "source", "source_positions", "source_segments", "tokens")
@@ -183,8 +184,7 @@ def _parts(config: ModelConfig, dtype: Any) -> SimpleNamespace:
     def norm(name):
         return keras.layers.RMSNormalization(epsilon=config.norm_epsilon, name=name, dtype=dtype)
 
-    normal = keras.initializers.RandomNormal(stddev=0.02)
-    table = {"embeddings_initializer": normal, "name": "token_embedding", "dtype": dtype}
+    table = {"embeddings_initializer": table_initializer(config.hidden_dim), "name": "token_embedding", "dtype": dtype}
     positions, rotary, embedding_norm = position_layers(config, dtype=dtype)
     numbers = range(config.num_layers)
     return SimpleNamespace(

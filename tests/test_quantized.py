@@ -34,7 +34,7 @@ def model():
     keras.utils.set_random_seed(1)
     model = CausalLM(WIDE)
     rows = pack(fit_context(conversations()[:16], tokenizer(), context_length=64, template=ChatTemplate()).examples, 64)
-    compile_for_training(model, TrainingOptions(learning_rate=1e-2), total_steps=100)
+    compile_for_training(model, TrainingOptions(learning_rate=5e-3), total_steps=100)
     model.fit(ChatDataset(rows, 8, steps_per_epoch=100), shuffle=False, verbose=0)
     return model
 
