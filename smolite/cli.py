@@ -106,7 +106,7 @@ def _parser(options: TrainingOptions | None = None) -> argparse.ArgumentParser:
 
     demo = _verb(verbs, "demo", "train on the bundled dialogues, export, verify, and chat from the phone file")
     demo.add_argument("--out", default="runs/demo", help="run directory to make, replaced when it is there")
-    demo.add_argument("--epochs", type=int, default=16, help="passes over the dialogues")
+    demo.add_argument("--epochs", type=int, default=12, help="passes over the dialogues")
 
     _add_data_verbs(verbs)
     _add_training_verbs(verbs, options or TrainingOptions())

@@ -17,7 +17,7 @@ FILES = (("saved_model", None), ("tflite", None), ("tflite", "int8"))
 QUESTIONS = ("안녕하세요!", "오늘 너무 피곤해요.", "저녁으로 뭐 먹을까?")
 
 
-def run_demo(out: str | Path, *, epochs: int = 16) -> Path:
+def run_demo(out: str | Path, *, epochs: int = 12) -> Path:
     """Trains on the bundled dialogues, exports, verifies, and answers three questions from the int8 TFLite file alone.
 
     Args:
