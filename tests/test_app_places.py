@@ -33,7 +33,7 @@ def say(address, name, *values):
     return [json.loads(line[6:]) for line in sent.splitlines() if line.startswith("data: ")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_space_runs_as_it_is(run, tmp_path):
     """The three files, the library and a model in a folder."""
     shutil.copytree(SPACE, tmp_path, dirs_exist_ok=True)
@@ -105,7 +105,7 @@ def test_the_image_is_careful():
     assert steps["STOPSIGNAL"] == "SIGINT" and "CMD" in steps["HEALTHCHECK"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_of_the_image_serves_and_is_healthy(run, tmp_path):
     """Both commands as written, in an empty folder, with another model and port by the variables."""
     script = tmp_path / "bin" / "smolite"

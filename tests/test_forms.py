@@ -86,7 +86,7 @@ def test_what_no_form_has_is_refused(change, message):
         dataclasses.replace(LEARNED_POSITIONS, **change)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change", [{"positions": "learned", "embedding_norm": True}, {"form": "smolite-1"}], ids=["learned", "smolite-1"]
 )
