@@ -88,7 +88,7 @@ def test_text_is_shown_in_steps_that_people_can_see(talker, monkeypatch):
 @pytest.mark.parametrize("count", [10, 37, 500])
 def test_as_many_tokens_as_asked_for(talker, monkeypatch, count):
     """Also beyond the context of 64; where nothing ends the text."""
-    monkeypatch.setattr(answers, "_end_of", lambda _: [])
+    monkeypatch.setattr(answers, "end_ids", lambda _: [])
     new, expected = continued(talker, max_new_tokens=count, sampling=Sampling(top_k=100))
     assert len(new) == count
     text, figures = last_of(continuing(talker)(PROMPT, *controls(max_new_tokens=count)))

@@ -117,7 +117,7 @@ def pretrained(folder):
 
 def test_pretraining_trains_a_tokenizer_and_learns_text(pretrained, folder):
     (row,) = pretrained.recipe["log"]
-    assert row["perplexity"] < pretrained.tokenizer.vocab_size * 1.1
+    assert row["perplexity"] < pretrained.tokenizer.vocab_size * 1.6  # logits vary by 1 at first
     lines = (folder / "text.txt").read_text("utf-8").split("\n")
     ids = [pretrained.tokenizer.encode(line) for line in lines]
     firsts = [pretrained.tokenizer.decode(each[:1]) for each in ids if each]  # which nothing predicts

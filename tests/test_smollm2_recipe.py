@@ -73,7 +73,7 @@ def test_the_arithmetic_is_bfloat16_and_the_variables_are_float32(trained):
 def test_it_learns_in_bfloat16_and_saves_float32(trained):
     run, _, folder = trained
     losses = [row["loss"] for row in run.recipe["log"]]
-    assert losses[1] < losses[0] < np.log(run.model.config.vocab_size) + 0.1
+    assert losses[1] < losses[0] < np.log(run.model.config.vocab_size) + 0.6  # logits vary by 1 at first
     stored = load_file(folder / "run/model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {np.dtype("float32")}
     for name, weight in model_weights(run.model).items():
