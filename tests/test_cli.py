@@ -227,6 +227,7 @@ def test_a_recipe_gives_the_options_that_no_flag_gives(monkeypatch):
     assert options.items() <= received.items() and "recipe" not in received
 
 
+@pytest.mark.slow
 def test_quantize_writes_a_run_that_chats(capsys, run, tmp_path):
     status, out, _ = smolite(capsys, "quantize", run, "--bits", 4, "--out", tmp_path / "small")
     size = (tmp_path / "small/model_int4.safetensors").stat().st_size

@@ -149,6 +149,7 @@ def test_a_bad_message():
         Message("user", None)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_are_quick(tmp_path):
     line = sharegpt(U, A, U, A)
     began = time.perf_counter()

@@ -125,6 +125,7 @@ def test_the_saved_model_serves_the_plain_forward(run):
     np.testing.assert_allclose(logits[1], keras_logits(checkpoint.load_model(run), tokens[1].tolist()), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_export_writes_verified_files_and_says_how_far_it_is(tmp_path, capsys):
     run = save_small_run(tmp_path)
     path = export(run, quantize="int8", prefill_lengths=(8,), cache_length=32)

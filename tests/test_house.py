@@ -213,6 +213,7 @@ print(tuple(smolite.CausalLM(config)(numpy.array([[5, 6, 7]])).shape))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_one_backend_is_enough(backend):
     code = ALONE.format(absent=sorted(BACKENDS - {backend}))

@@ -205,6 +205,7 @@ def elsewhere(code, **environment):
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_name_is_opened_from_the_cache_without_a_network(folder, tmp_path):
     snapshot = cached(folder, tmp_path)
     code = (

@@ -64,12 +64,14 @@ def test_a_manifest_that_is_none(copy):
         read_manifest(copy / "export")
 
 
+@pytest.mark.slow
 def test_a_changed_byte_is_found(copy):
     file = copy / "export" / "tokenizer.model"
     file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
     assert "its bytes are not those that were exported" in problems(verify(copy, **QUICK))["tokenizer.model"]
 
 
+@pytest.mark.slow
 def test_an_old_file_after_new_weights_is_found(copy):
     loaded = checkpoint.load(copy)
     loaded.model.final_norm.scale.assign(loaded.model.final_norm.scale * (1 + 1e-6))  # too little for any other check
@@ -88,11 +90,13 @@ def test_an_old_file_after_new_weights_does_not_talk(copy):
         open_engine(checkpoint.load(copy), "model.tflite")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_is_found(copy):
     (copy / "export" / "chat.json").unlink()
     assert problems(verify(copy, **QUICK)) == {"MANIFEST.json": "chat.json is not there"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "said"), [("stop_ids", "its answers end with [5]"), ("opening", "prompts have other ids, for example of")]
 )
@@ -102,6 +106,7 @@ def test_wrong_ids_for_a_client_are_found(copy, key, said):
     assert said in problems(verify(copy, **QUICK))["chat.json"]
 
 
+@pytest.mark.slow
 def test_a_stale_cache_is_found(copy):
     """`decode` gives back the caches that it was given."""
     file = copy / "export" / "model.tflite"

@@ -113,6 +113,7 @@ def test_packing_is_best_fit_and_repeatable():
     np.testing.assert_array_equal(first.tokens, second.tokens)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_examples_are_quick():
     examples = [example(5, *range(6, 6 + 3 + place % 40)) for place in range(100_000)]
     began = time.perf_counter()

@@ -87,6 +87,7 @@ def test_the_file_of_another_model_is_found(copy, tmp_path):
     assert "greedy tokens are the same; at least" in found
 
 
+@pytest.mark.slow
 def test_a_quantized_file_of_another_vocabulary_is_a_row_and_no_error(copy, run, tmp_path):
     other = save_small_run(tmp_path / "other", seed=1, vocab_size=320)
     shutil.copytree(copy / "export", other / "export")
@@ -95,6 +96,7 @@ def test_a_quantized_file_of_another_vocabulary_is_a_row_and_no_error(copy, run,
     assert found["model.tflite"][0] == found["model_int8.tflite"][0] == "it has 330 tokens, the model 320"
 
 
+@pytest.mark.slow
 def test_a_file_whose_runtime_is_missing_is_a_row_and_no_error(copy, monkeypatch):
     (copy / "export" / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "cyllama.llama", None)
