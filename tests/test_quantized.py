@@ -113,11 +113,13 @@ def test_the_numbers_in_the_file_are_the_weights_rounded(model, folders):
         assert np.mean(np.abs(numbers * steps - weight) <= 0.51 * np.abs(steps)) > 0.95, "only opposite extremes are cut"
 
 
-@pytest.mark.parametrize(("bits", "share"), [(8, 0.03), (4, 0.3)])
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.02), (4, 0.22)])
 def test_the_logits_are_close(model, folders, bits, share):
+    """At a mean position the largest difference is a share of the largest logit."""
     ids = np.random.default_rng(1).integers(5, 1024, (2, 30))
     expected = run(model, ids)
-    assert np.abs(run(checkpoint.load(folders[bits]).model, ids) - expected).max() < share * np.abs(expected).max()
+    differences = np.abs(run(checkpoint.load(folders[bits]).model, ids) - expected)
+    assert np.mean(differences.max(axis=-1) / np.abs(expected).max(axis=-1)) < share
 
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 1.01), (4, 1.1)])
