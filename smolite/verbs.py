@@ -6,10 +6,10 @@ Those that need no backend are elsewhere: `text_verbs`, `exporters.planning`.
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smolite import answers, checkpoint, recipes
 from smolite import app as page
@@ -36,6 +36,8 @@ from smolite.samplers import Sampling
 from smolite.scoring import evaluate_pairs
 from smolite.seq2seq import Seq2SeqLM
 from smolite.sources import resolve_dataset
+
+Opened = TypeVar("Opened")
 
 
 def _name_engines() -> dict[str, str]:
@@ -214,20 +216,21 @@ def evaluate(*, run: str, dataset: str, engine: str) -> None:
 def bench(*, run: str, repeats: int, tokens: int) -> None:
     """Prints tokens per second of every engine of a run, medians and spread of interleaved repetitions.
 
-    .litertlm files are measured by LiteRT-LM's own benchmark mode.
+    .litertlm files are measured by LiteRT-LM's own benchmark mode. A file without its runtime is left out, and named.
     """
     if repeats < 1 or tokens < 1:
         raise ValueError(f"`repeats` and `tokens` must be at least 1. Received: {repeats} and {tokens}. Measure something.")
     loaded = checkpoint.load(run)
     folder = export_folder(loaded.path)
     names = ["keras", *(name for name, file in ENGINE_FILES.items() if (folder / file).exists())]
-    engines = {name: open_engine(loaded, name) for name in names}
     bundles = [file for file in TARGETS["litertlm"].file_names.values() if (folder / file).exists()]
-    room = min([*(engine.context_length for engine in engines.values()), *(count_slots(folder / file) for file in bundles)])
+    engines, missing = _present(names, partial(open_engine, loaded))
+    slots, without = _present(bundles, lambda file: count_slots(folder / file))
+    room = min([*(engine.context_length for engine in engines.values()), *slots.values()])
     prompt = [index % loaded.tokenizer.vocab_size for index in range(max(room // 2, 1))]
     count = min(tokens, room - len(prompt))
     turns = {name: partial(_speeds, engine, prompt, count=count) for name, engine in engines.items()}
-    turns |= {file: partial(measure_speeds, folder / file, prompt_tokens=len(prompt), new_tokens=count) for file in bundles}
+    turns |= {file: partial(measure_speeds, folder / file, prompt_tokens=len(prompt), new_tokens=count) for file in slots}
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for _ in range(repeats + 1):
         for name, turn in turns.items():
@@ -236,6 +239,20 @@ def bench(*, run: str, repeats: int, tokens: int) -> None:
     width = max(map(len, speeds))
     for name, pairs in speeds.items():
         print("  ".join([f"{name:{width}}", *(_spread(column) for column in zip(*pairs[1:], strict=True))]))
+    for name, reason in (missing | without).items():
+        print(f"{name} left out: {reason}")
+
+
+def _present(names: Sequence[str], open_one: Callable[[str], Opened]) -> tuple[dict[str, Opened], dict[str, str]]:
+    """Name → what `open_one` gives, and of those whose runtime is not installed name → what to do."""
+    present: dict[str, Opened] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            present[name] = open_one(name)
+        except ImportError as error:
+            missing[name] = str(error)
+    return present, missing
 
 
 def _speeds(engine: Engine, prompt: Sequence[int], *, count: int) -> tuple[float, float]:

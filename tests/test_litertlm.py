@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -51,6 +52,20 @@ def test_bench_prints_a_line_for_each_bundle(small, tmp_path, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert f"of 1; prompt {SLOTS // 2}, decoded {SLOTS // 2}" in head
     assert [line.split()[0] for line in lines] == ["keras", "model.litertlm", "model_int8.litertlm"]
+
+
+def test_bench_leaves_out_what_has_no_runtime_here(small, tmp_path, capsys, monkeypatch):
+    shutil.copytree(small[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    shutil.copytree(small[1], tmp_path / "run" / "export")
+    (tmp_path / "run" / "export" / "model.tflite").touch()
+    for package in ("litert_lm", "ai_edge_litert"):
+        monkeypatch.setitem(sys.modules, package, None)
+    bench(run=str(tmp_path / "run"), repeats=1, tokens=2)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert re.match("keras +[0-9]", lines[0]) and "decoded 2" in head
+    assert [line.split(" left out: ")[0] for line in lines[1:]] == ["tflite", "model.litertlm", "model_int8.litertlm"]
+    assert lines[1].endswith('runs on ai-edge-litert. Run: pip install "smolite[export]"')
+    assert lines[2].endswith('runs on litert-lm. Run: pip install "smolite[litertlm]"')
 
 
 def test_the_sampler_of_the_file(small):
