@@ -58,8 +58,8 @@ def test_bench_leaves_out_what_has_no_runtime_here(small, tmp_path, capsys, monk
     shutil.copytree(small[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
     shutil.copytree(small[1], tmp_path / "run" / "export")
     (tmp_path / "run" / "export" / "model.tflite").touch()
-    for package in ("litert_lm", "ai_edge_litert"):
-        monkeypatch.setitem(sys.modules, package, None)
+    for module in ("litert_lm", "ai_edge_litert", "ai_edge_litert.compiled_model"):
+        monkeypatch.setitem(sys.modules, module, None)
     bench(run=str(tmp_path / "run"), repeats=1, tokens=2)
     head, *lines = capsys.readouterr().out.splitlines()
     assert re.match("keras +[0-9]", lines[0]) and "decoded 2" in head
