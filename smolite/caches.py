@@ -10,7 +10,23 @@ Shapes use the legend at the top of `layers.py`. A cache is a pair of keys and v
 The number of axes tells them apart. S is axis 2 of the keys in both.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from keras import ops
+
+_write: ContextVar[Callable] = ContextVar("write", default=ops.slice_update)
+
+
+@contextmanager
+def caches_written_by(write: Callable) -> Iterator[None]:
+    """Inside, `write(part, starts, new)` takes the place of `ops.slice_update` where keys or values are written to a cache."""
+    token = _write.set(write)
+    try:
+        yield
+    finally:
+        _write.reset(token)
 
 
 def cache_shapes(batch_size: int, num_key_value_heads: int, length: int, head_dim: int, *, flat: bool = False):
@@ -36,8 +52,8 @@ def update_cache(cache, new_keys, new_values, slot):
     if len(keys.shape) == 3:
         new_keys, new_values = flattened((new_keys, new_values))
         key_start, value_start = (0, 0, slot), (0, slot, 0)
-    keys = ops.slice_update(keys, key_start, ops.cast(new_keys, keys.dtype))
-    values = ops.slice_update(values, value_start, ops.cast(new_values, values.dtype))
+    keys = _write.get()(keys, key_start, ops.cast(new_keys, keys.dtype))
+    values = _write.get()(values, value_start, ops.cast(new_values, values.dtype))
     return keys, values
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from smolite.caches import caches_written_by
 from smolite.layers import MASKED_SCORE
 from smolite.models import CausalLM
 from smolite.projections import rows_in_parts, rows_joined
@@ -98,7 +99,7 @@ def _by_jax(model: Any, function: Callable, is_step: bool) -> Callable:
 
 
 def _by_torch(model: Any, function: Callable, is_step: bool) -> Callable:
-    """A step is recorded once as a graph of torch operations, free of Keras' work per layer call."""
+    """A step is recorded once as a graph of torch operations, free of Keras' work per layer call; it writes to its cache."""
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -110,10 +111,17 @@ def _by_torch(model: Any, function: Callable, is_step: bool) -> Callable:
         if not is_step:
             return function(model, *inputs)
         if not recorded:
-            recorded.append(make_fx(stateless)(weights(), *inputs))
+            with caches_written_by(_written_in_place):
+                recorded.append(make_fx(stateless)(weights(), *inputs))
         return recorded[0](weights(), *inputs)
 
     return run
+
+
+def _written_in_place(part: Any, starts: tuple, new: Any) -> Any:
+    """`ops.slice_update` of one slot of a torch tensor in its own memory; of the `starts` only the slot is a tensor."""
+    ((axis, slot),) = ((axis, start) for axis, start in enumerate(starts) if not isinstance(start, int))
+    return part.index_copy_(axis, slot.reshape(1).long(), new)
 
 
 def compiled_decoder(model: CausalLM) -> tuple[Callable, Callable | None]:

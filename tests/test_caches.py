@@ -7,6 +7,7 @@ from keras import ops
 from reference import run
 
 from smolite.caches import attend, cache_shapes, flattened, leading_axes, update_cache
+from smolite.decoding import compiled
 
 B, T, Q, K, S, H = 2, 3, 6, 2, 8, 4
 
@@ -70,6 +71,22 @@ def test_a_flat_cache_is_written_as_one_of_the_edge_layout():
     expected = flat(run(lambda *pair: update_cache(pair, *new, 4), *filled()))
     for actual, part in zip(run(lambda *pair: update_cache(pair, *new, 4), *flat(filled())), expected, strict=True):
         np.testing.assert_array_equal(actual, part)
+
+
+@pytest.mark.parametrize("flat_layout", [False, True])
+def test_a_compiled_step_writes_one_slot_on_torch_in_place(flat_layout):
+    """On the others the compiler decides: `slice_update` of memory that a step may take."""
+    new, old = (noise(B, K, 1, H, seed=5), noise(B, K, H, 1, seed=6)), flat(filled()) if flat_layout else filled()
+    cache = tuple(map(ops.convert_to_tensor, old))
+    step = compiled(keras.Sequential(), lambda _, key, cache, value, slot: update_cache(cache, key, value, slot), is_step=True)
+    expected = tuple(map(np.copy, old))
+    for slot in (2, 4):  # the first call records, the second one replays
+        expected = run(lambda *pair, slot=slot: update_cache(pair, *new, slot), *expected)
+        before, place = cache, ops.convert_to_tensor(np.array(slot, "int32"))
+        cache = step(ops.convert_to_tensor(new[0]), before, ops.convert_to_tensor(new[1]), place)
+        for actual, part, earlier in zip(cache, expected, before, strict=True):
+            np.testing.assert_array_equal(ops.convert_to_numpy(actual), part)
+            assert keras.backend.backend() != "torch" or actual.data_ptr() == earlier.data_ptr()
 
 
 @pytest.mark.parametrize("window", [S, 5, 2])
