@@ -12,7 +12,10 @@ Each side runs in a process of its own; they take turns of a few steps. The case
   size's decoder, beside BART of the same depth, width and number of weights. Target tokens per second.
 
 All sides train with AdamW, weight decay, clipping and tied embeddings, in float32 unless `--dtype` says otherwise, and update
-the weights after every `--accumulation` batches. Loss and metrics are each side's own. The settings of the recipe `smollm2`:
+the weights after every `--accumulation` batches. Loss and metrics are each side's own. transformers' side is a plain loop with
+torch's fused AdamW and without `torch.compile`, which can make it faster; no ratio here is one beside compiled transformers.
+
+The settings of the recipe `smollm2`, for which attention scores and logits take some 80 GB on our side, by arithmetic:
 
     python benchmarks/train.py --backend torch --case text --size 135m --rows 8 --length 2048 --accumulation 4 \
         --dtype mixed_bfloat16 --steps 10 --repeats 2
