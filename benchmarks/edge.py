@@ -5,6 +5,10 @@
 Files are made once into `--work` and found there again; making them is no part of the timing. They take turns, a, b, c, a, b,
 c; each turn is a process of its own, which opens the file, does a turn to warm up and then the one that counts. The Python of
 litert-torch is made as litert_torch_export.py says. Weights are random, caches equally long.
+
+The rows of llama.cpp are no measure of llama.cpp, and a ratio beside them is no claim: they show that the file runs and holds
+the same weights (`log p`). It runs from cyllama's wheel, which may lack the processor's instructions, with float32 caches and
+without flash attention, so that logits can be compared, and every step makes a Python list of logits. Its users do none of it.
 """
 
 import argparse

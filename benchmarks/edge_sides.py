@@ -59,7 +59,7 @@ def litert(job: dict[str, Any]) -> Callable[[], Opened]:
 
 
 def llama_cpp(job: dict[str, Any]) -> Callable[[], Opened]:
-    """llama.cpp, with float32 caches as ours are."""
+    """llama.cpp as our engine drives it to compare logits, which is slower and larger than its users have it: see edge.py."""
     from cyllama.llama import llama_cpp as library  # noqa: F401 - as above
 
     from smolite.exporters.llama_cpp_engine import LlamaCppEngine

@@ -1,4 +1,7 @@
-"""An engine on llama.cpp: runs a .gguf file on the CPU, with float32 caches so that it can be compared."""
+"""An engine on llama.cpp: runs a .gguf file on the CPU, with float32 caches so that it can be compared.
+
+It is made for exact logits, not for speed: what it takes in time and memory says little about llama.cpp.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
