@@ -38,7 +38,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from smolite import CausalLM, ModelConfig
-from smolite.checkpoint import load_model
+from smolite.checkpoint.run import load_model
 
 def held(line):
     return next(int(text.split()[1]) * 1024 for text in open("/proc/self/status") if text.startswith(line))
@@ -74,8 +74,8 @@ def steps(folder: Path, options: argparse.Namespace):
     from transformers import AutoModelForCausalLM
 
     import smolite
-    from smolite.engines import KerasEngine
-    from smolite.replies import reply
+    from smolite.generation.keras_engine import KerasEngine
+    from smolite.generation.replies import reply
 
     clock = Clock()
     source = folder / "SmolLM2-135M"

@@ -11,7 +11,7 @@ import numpy as np
 from peers import keras_hub_model, transformers_model
 from turns import Link
 
-from smolite.config import ModelConfig
+from smolite.models.config import ModelConfig
 
 Decoder = Callable[[], int]  # goes on from the prompt, and returns how many tokens are new
 
@@ -32,9 +32,9 @@ def main(job: dict[str, Any], link: Link) -> None:
 
 def keras_engine(job: dict[str, Any], link: Link, config: ModelConfig, prompt: np.ndarray) -> Decoder:
     """`smolite.generate` on our Keras engine."""
-    from smolite.engines import KerasEngine
-    from smolite.generation import generate
-    from smolite.models import CausalLM
+    from smolite.generation.keras_engine import KerasEngine
+    from smolite.generation.loop import generate
+    from smolite.models.causal_lm import CausalLM
 
     link.mark_imported()
     engine = KerasEngine(CausalLM(config), context_length=job["cache"])
@@ -43,8 +43,8 @@ def keras_engine(job: dict[str, Any], link: Link, config: ModelConfig, prompt: n
 
 def tflite_engine(job: dict[str, Any], link: Link, config: ModelConfig, prompt: np.ndarray) -> Decoder:
     """`smolite.generate` on a .tflite file."""
-    from smolite.exporters.litert_engine import TFLiteEngine
-    from smolite.generation import generate
+    from smolite.exporters.litert.engine import TFLiteEngine
+    from smolite.generation.loop import generate
 
     link.mark_imported()
     engine = TFLiteEngine(job["path"], num_threads=job["threads"])
@@ -88,9 +88,9 @@ def transformers(job: dict[str, Any], link: Link, config: ModelConfig, prompt: n
 
 def build_files(job: dict[str, Any], link: Link, config: ModelConfig, prompt: np.ndarray) -> Decoder:
     """Writes the .tflite files of `smolite export`, float32 and int8."""
-    from smolite.exporters import tflite
-    from smolite.exporters.signatures import choose_lengths
-    from smolite.models import CausalLM
+    from smolite.exporters.edge.signatures import choose_lengths
+    from smolite.exporters.litert import build as tflite
+    from smolite.models.causal_lm import CausalLM
 
     model = CausalLM(config)
     lengths, slots = choose_lengths(config, cache_length=job["cache"])

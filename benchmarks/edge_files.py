@@ -17,7 +17,7 @@ from chain import CHATML, TEXTS
 from peers import transformers_model
 from turns import Link, Worker
 
-from smolite.config import ModelConfig
+from smolite.models.config import ModelConfig
 
 # Way to quantize, in our words → in theirs.
 LITERT_TORCH: Mapping[str, str] = MappingProxyType(
@@ -92,7 +92,7 @@ def finish(path: Path, make: Callable[[Path], Any]) -> None:
 
 def main(job: dict[str, Any], link: Link) -> None:
     """Makes what is missing of all but litert-torch's files."""
-    from smolite import checkpoint
+    from smolite.checkpoint import run as checkpoint
 
     folder, config = Path(job["folder"]), ModelConfig.from_dict(job["config"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,10 +109,10 @@ def main(job: dict[str, Any], link: Link) -> None:
 
 def make_ours(folder: Path, run: Any, job: dict[str, Any]) -> None:
     """The .tflite and .litertlm files: the float model converted once for each, the others quantized from it."""
-    from smolite.exporters import tflite
-    from smolite.exporters.litertlm import bundle
-    from smolite.exporters.quantization import quantize_tflite
-    from smolite.exporters.signatures import choose_windows
+    from smolite.exporters.edge.signatures import choose_windows
+    from smolite.exporters.litert import build as tflite
+    from smolite.exporters.litert.quantization import quantize_tflite
+    from smolite.exporters.litertlm.build import bundle
 
     windows = choose_windows(run.model.config, cache_length=job["cache"])
     for kind, prefill, looks in (("smolite", job["prefill"], windows), ("bundled", job["prefill"], ()), ("growing", (), ())):
@@ -132,7 +132,7 @@ def make_ours(folder: Path, run: Any, job: dict[str, Any]) -> None:
 
 def make_gguf(folder: Path, run: Any, job: dict[str, Any]) -> None:
     """The .gguf files."""
-    from smolite.exporters import gguf
+    from smolite.exporters.gguf import build as gguf
 
     for (side, way), place in places_of(folder, job["ways"], job["peers"]).items():
         if side == "llama.cpp":

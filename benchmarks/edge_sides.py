@@ -35,7 +35,7 @@ def litert(job: dict[str, Any]) -> Callable[[], Opened]:
     """Our engine on plain LiteRT."""
     import ai_edge_litert.compiled_model  # noqa: F401 - its time and memory are no part of opening a file
 
-    from smolite.exporters.litert_engine import TFLiteEngine
+    from smolite.exporters.litert.engine import TFLiteEngine
 
     calls: list[tuple[int, float]] = []
 
@@ -62,7 +62,7 @@ def llama_cpp(job: dict[str, Any]) -> Callable[[], Opened]:
     """llama.cpp as our engine drives it to compare logits, which is slower and larger than its users have it: see edge.py."""
     from cyllama.llama import llama_cpp as library  # noqa: F401 - as above
 
-    from smolite.exporters.llama_cpp_engine import LlamaCppEngine
+    from smolite.exporters.gguf.engine import LlamaCppEngine
 
     settings = {"num_threads": job["threads"], "context_length": job["cache"]}
     return lambda: of_engine(LlamaCppEngine(job["path"], **settings), job, None)

@@ -17,10 +17,10 @@ import numpy as np
 from table import conditions, markdown, middle, publish, ratio, spread
 
 import smolite
-from smolite import checkpoint
-from smolite.chat import Message, read_conversations, resolve_dataset
-from smolite.exporters.litert_engine import TFLiteEngine
-from smolite.generation import generate
+from smolite.checkpoint import run as checkpoint
+from smolite.data.template import Message, read_conversations, resolve_dataset
+from smolite.exporters.litert.engine import TFLiteEngine
+from smolite.generation.loop import generate
 
 HEADS = ["drafts", "text", "tokens/s", "spread", "guessing nothing", "ratio", "tokens a call"]
 

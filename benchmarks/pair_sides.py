@@ -9,12 +9,12 @@ from peers import bart_width
 from train_sides import Turns, begin, compile_keras_hub, train_on_torch
 from turns import Link
 
-from smolite.config import ModelConfig
-from smolite.data import ChatDataset
-from smolite.options import TrainingOptions
-from smolite.pairs import pack_pairs
-from smolite.seq2seq import Seq2SeqLM
-from smolite.training import compile_for_training
+from smolite.data.dataset import ChatDataset
+from smolite.data.pairs import pack_pairs
+from smolite.models.config import ModelConfig
+from smolite.models.seq2seq_lm import Seq2SeqLM
+from smolite.training.compilation import compile_for_training
+from smolite.training.options import TrainingOptions
 
 
 def main(job: dict[str, Any], link: Link) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from smolite.config import ModelConfig
+from smolite.models.config import ModelConfig
 
 PACKAGES = MappingProxyType({"keras-hub": "keras_hub", "transformers": "transformers"})
 LITERT = MappingProxyType({"ai-edge-litert": "ai_edge_litert", "ai-edge-quantizer": "ai_edge_quantizer"})
@@ -96,7 +96,7 @@ def keras_hub_model(config: ModelConfig, *, preprocessor: Any = None) -> Any:
     """keras-hub's `LlamaCausalLM` with random weights."""
     import keras_hub
 
-    from smolite.exporters.keras_hub import empty_backbone
+    from smolite.exporters.neighbours.keras_hub import empty_backbone
 
     return keras_hub.models.LlamaCausalLM(empty_backbone(config), preprocessor=preprocessor)
 

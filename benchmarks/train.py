@@ -36,7 +36,7 @@ from peers import BACKENDS, PACKAGES, SIZES, check_installed, count, shape_of
 from table import conditions, gigabytes, markdown, middle, publish, ratio, spread
 from turns import ROOT, Worker, take_turns
 
-DIALOGUES = [ROOT.parent / "shared/data/chatbot_ko.train.jsonl", ROOT / "smolite/sample/train.jsonl"]
+DIALOGUES = [ROOT.parent / "shared/data/chatbot_ko.train.jsonl", ROOT / "smolite/data/sample/train.jsonl"]
 UNITS = {"text": "tokens", "dialogues": "response tokens", "pairs": "target tokens"}
 FIGURES = "{unit}/s, lowest–highest, smolite ÷ it, s a step, {unit} a step, places filled, peak GB, grown GB"
 
@@ -140,8 +140,8 @@ def rows_of(workers: dict[str, Worker], steps: int) -> list[list[str]]:
 def trained_vocabulary(job: dict[str, Any], *, most: int) -> int:
     """Trains the tokenizer of both sides, unless it is there, and returns its size: as `finetune` would choose it."""
     os.environ["KERAS_BACKEND"] = "numpy"  # of this process, which computes nothing; a worker is given its own
-    from smolite.dialogues import read_conversations
-    from smolite.tokenizer import Tokenizer, train_tokenizer, vocabulary_for
+    from smolite.data.dialogues import read_conversations
+    from smolite.text.tokenizer import Tokenizer, train_tokenizer, vocabulary_for
 
     path = Path(job["tokenizer"])
     if path.exists():

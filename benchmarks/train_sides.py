@@ -11,16 +11,16 @@ import numpy as np
 from peers import keras_hub_model, transformers_model
 from turns import Link
 
-from smolite.chat import Fitted, fit_context, read_conversations
-from smolite.config import ModelConfig
-from smolite.data import ChatDataset
-from smolite.evaluation import compile_with_xla
-from smolite.exporters.keras_hub import preprocessor_of
-from smolite.models import CausalLM
-from smolite.options import TrainingOptions
-from smolite.packing import pack
-from smolite.tokenizer import Tokenizer
-from smolite.training import compile_for_training
+from smolite.data.dataset import ChatDataset
+from smolite.data.packing import pack
+from smolite.data.template import Fitted, fit_context, read_conversations
+from smolite.evaluation.likelihood import compile_with_xla
+from smolite.exporters.neighbours.keras_hub import preprocessor_of
+from smolite.models.causal_lm import CausalLM
+from smolite.models.config import ModelConfig
+from smolite.text.tokenizer import Tokenizer
+from smolite.training.compilation import compile_for_training
+from smolite.training.options import TrainingOptions
 
 WARM_UP = 2  # steps before the first turn: the first one compiles
 

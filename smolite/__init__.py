@@ -7,34 +7,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smolite.chat import ChatTemplate
-    from smolite.checkpoint import load, save
-    from smolite.config import PRESETS, ModelConfig
-    from smolite.data import ChatDataset
-    from smolite.dialogues import Conversation, Message, read_conversations
-    from smolite.engines import KerasEngine
-    from smolite.evaluation import evaluate
+    from smolite.checkpoint.run import load, save
+    from smolite.data.dataset import ChatDataset
+    from smolite.data.dialogues import Conversation, Message, read_conversations
+    from smolite.data.packing import pack
+    from smolite.data.pairs import Pair, read_pairs
+    from smolite.data.template import ChatTemplate
+    from smolite.evaluation.likelihood import evaluate
+    from smolite.evaluation.pairs import PairScorer
     from smolite.exporters import export
-    from smolite.exporters.conversion import convert
-    from smolite.exporters.keras_hub import from_keras_hub, to_keras_hub
-    from smolite.exporters.litert_engine import TFLiteEngine
-    from smolite.exporters.llama_cpp_engine import LlamaCppEngine
-    from smolite.exporters.planning import plan
-    from smolite.exporters.quality import smallest
-    from smolite.exporters.verification import verify
-    from smolite.generation import generate, stream
-    from smolite.layers import LightweightAttn, RotaryEmbedding, SwiGLU
-    from smolite.models import CausalLM
-    from smolite.packing import pack
-    from smolite.pair_recipes import train_pairs
-    from smolite.pairs import Pair, read_pairs
-    from smolite.recipes import finetune, pretrain
-    from smolite.samplers import Sampling
-    from smolite.scoring import PairScorer
-    from smolite.seq2seq import Seq2SeqLM
-    from smolite.seq2seq_engine import Seq2SeqEngine
-    from smolite.tokenizer import Tokenizer, train_tokenizer
-    from smolite.tokenizer_json import JsonTokenizer
+    from smolite.exporters.gguf.engine import LlamaCppEngine
+    from smolite.exporters.litert.engine import TFLiteEngine
+    from smolite.exporters.neighbours.conversion import convert
+    from smolite.exporters.neighbours.keras_hub import from_keras_hub, to_keras_hub
+    from smolite.exporters.planning.plan import plan
+    from smolite.exporters.quality.ladder import smallest
+    from smolite.exporters.verification.verification import verify
+    from smolite.generation.keras_engine import KerasEngine
+    from smolite.generation.loop import generate, stream
+    from smolite.generation.sampling import Sampling
+    from smolite.generation.seq2seq_engine import Seq2SeqEngine
+    from smolite.models.causal_lm import CausalLM
+    from smolite.models.config import PRESETS, ModelConfig
+    from smolite.models.layers import LightweightAttn, RotaryEmbedding, SwiGLU
+    from smolite.models.seq2seq_lm import Seq2SeqLM
+    from smolite.text.json_tokenizer import JsonTokenizer
+    from smolite.text.tokenizer import Tokenizer, train_tokenizer
+    from smolite.training.fit import finetune, pretrain
+    from smolite.training.pairs import train_pairs
 
 __version__ = "0.1.0"
 
@@ -83,34 +83,34 @@ __all__ = [
 
 # The same as the imports above, which only type checkers read.
 _MODULES = {
-    "chat": ("ChatTemplate",),
-    "checkpoint": ("load", "save"),
-    "config": ("PRESETS", "ModelConfig"),
-    "data": ("ChatDataset",),
-    "dialogues": ("Conversation", "Message", "read_conversations"),
-    "engines": ("KerasEngine",),
-    "evaluation": ("evaluate",),
+    "data.template": ("ChatTemplate",),
+    "checkpoint.run": ("load", "save"),
+    "models.config": ("PRESETS", "ModelConfig"),
+    "data.dataset": ("ChatDataset",),
+    "data.dialogues": ("Conversation", "Message", "read_conversations"),
+    "generation.keras_engine": ("KerasEngine",),
+    "evaluation.likelihood": ("evaluate",),
     "exporters": ("export",),
-    "exporters.conversion": ("convert",),
-    "exporters.keras_hub": ("from_keras_hub", "to_keras_hub"),
-    "exporters.litert_engine": ("TFLiteEngine",),
-    "exporters.llama_cpp_engine": ("LlamaCppEngine",),
-    "exporters.planning": ("plan",),
-    "exporters.quality": ("smallest",),
-    "exporters.verification": ("verify",),
-    "generation": ("generate", "stream"),
-    "layers": ("LightweightAttn", "RotaryEmbedding", "SwiGLU"),
-    "models": ("CausalLM",),
-    "packing": ("pack",),
-    "pair_recipes": ("train_pairs",),
-    "pairs": ("Pair", "read_pairs"),
-    "recipes": ("finetune", "pretrain"),
-    "samplers": ("Sampling",),
-    "scoring": ("PairScorer",),
-    "seq2seq": ("Seq2SeqLM",),
-    "seq2seq_engine": ("Seq2SeqEngine",),
-    "tokenizer": ("Tokenizer", "train_tokenizer"),
-    "tokenizer_json": ("JsonTokenizer",),
+    "exporters.neighbours.conversion": ("convert",),
+    "exporters.neighbours.keras_hub": ("from_keras_hub", "to_keras_hub"),
+    "exporters.litert.engine": ("TFLiteEngine",),
+    "exporters.gguf.engine": ("LlamaCppEngine",),
+    "exporters.planning.plan": ("plan",),
+    "exporters.quality.ladder": ("smallest",),
+    "exporters.verification.verification": ("verify",),
+    "generation.loop": ("generate", "stream"),
+    "models.layers": ("LightweightAttn", "RotaryEmbedding", "SwiGLU"),
+    "models.causal_lm": ("CausalLM",),
+    "data.packing": ("pack",),
+    "training.pairs": ("train_pairs",),
+    "data.pairs": ("Pair", "read_pairs"),
+    "training.fit": ("finetune", "pretrain"),
+    "generation.sampling": ("Sampling",),
+    "evaluation.pairs": ("PairScorer",),
+    "models.seq2seq_lm": ("Seq2SeqLM",),
+    "generation.seq2seq_engine": ("Seq2SeqEngine",),
+    "text.tokenizer": ("Tokenizer", "train_tokenizer"),
+    "text.json_tokenizer": ("JsonTokenizer",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 _EXTRAS = {"tensorflow": "tf", "jax": "jax", "torch": "torch"}

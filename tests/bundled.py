@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 from exported import SLOTS, exported_run, made_once, random_weights, run_apart, save_small_run
 
-from smolite import checkpoint
-from smolite.chat import Message
-from smolite.exporters.litertlm import bundle
-from smolite.models import CausalLM
+from smolite.checkpoint import run as checkpoint
+from smolite.data.template import Message
+from smolite.exporters.litertlm.build import bundle
+from smolite.models.causal_lm import CausalLM
 
 CONVERT = """
 import json, sys
 from pathlib import Path
-from smolite import checkpoint
-from smolite.exporters import tflite
-from smolite.exporters.quantization import quantize_tflite
+from smolite.checkpoint import run as checkpoint
+from smolite.exporters.litert import build as tflite
+from smolite.exporters.litert.quantization import quantize_tflite
 
 run, out = map(Path, sys.argv[1:3])
 lengths = {"prefill_lengths": json.loads(sys.argv[3]), "cache_length": 160}

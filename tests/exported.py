@@ -11,11 +11,11 @@ import keras
 import numpy as np
 from filelock import FileLock
 
-from smolite import checkpoint
-from smolite.config import ModelConfig
-from smolite.exporters.client_files import write_client_files
-from smolite.models import CausalLM
-from smolite.tokenizer import train_tokenizer
+from smolite.checkpoint import run as checkpoint
+from smolite.exporters.delivery.client_files import write_client_files
+from smolite.models.causal_lm import CausalLM
+from smolite.models.config import ModelConfig
+from smolite.text.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 LAYERS, SLOTS, PREFILL = 3, 48, (4, 16)
@@ -26,10 +26,10 @@ CONVERT = """
 import sys
 from pathlib import Path
 from ai_edge_quantizer import quantizer, recipe
-from smolite import checkpoint
-from smolite.exporters.quantization import quantize_tflite
-from smolite.exporters.saved_model import build_saved_model
-from smolite.exporters.tflite import build_tflite
+from smolite.checkpoint import run as checkpoint
+from smolite.exporters.litert.quantization import quantize_tflite
+from smolite.exporters.saved_model.build import build_saved_model
+from smolite.exporters.litert.build import build_tflite
 
 run, out = map(Path, sys.argv[1:])
 model = checkpoint.load_model(run)
@@ -44,8 +44,8 @@ plain = quantizer.Quantizer(str(out / "model.tflite"), recipe.dynamic_wi8_afp32(
 CONVERT_WINDOWED = f"""
 import sys
 from pathlib import Path
-from smolite import checkpoint
-from smolite.exporters import tflite
+from smolite.checkpoint import run as checkpoint
+from smolite.exporters.litert import build as tflite
 
 run, path = map(Path, sys.argv[1:])
 lengths = dict(prefill_lengths={PREFILL}, cache_length={SLOTS}, windows={WINDOWS}, drafts={DRAFTS})

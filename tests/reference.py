@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from smolite.config import ModelConfig
-from smolite.models import CausalLM
-from smolite.weights import assign_weights
+from smolite.checkpoint.weights import assign_weights
+from smolite.models.causal_lm import CausalLM
+from smolite.models.config import ModelConfig
 
 # Sizes that tell apart what the usual ones confuse: query and key/value heads, head_dim and hidden/heads.
 AWKWARD_CONFIGS = {

@@ -7,9 +7,9 @@ import numpy as np
 import reference
 from reference import layer_norm, rms_norm, rope, softmax, swiglu
 
-from smolite.config import ModelConfig
-from smolite.seq2seq import Seq2SeqLM
-from smolite.weights import assign_weights
+from smolite.checkpoint.weights import assign_weights
+from smolite.models.config import ModelConfig
+from smolite.models.seq2seq_lm import Seq2SeqLM
 
 # Query heads are not key heads, head_dim is not hidden / heads, and encoder and decoder are not equally deep.
 CONFIGS = {

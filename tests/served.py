@@ -15,10 +15,10 @@ import pytest
 from exported import CONVERT, made_once, run_apart
 from tiny import TINY, tokenizer, write_dialogues
 
-from smolite.chat import Conversation, Message
-from smolite.config import PRESETS
-from smolite.options import TrainingOptions
-from smolite.recipes import finetune
+from smolite.data.template import Conversation, Message
+from smolite.models.config import PRESETS
+from smolite.training.fit import finetune
+from smolite.training.options import TrainingOptions
 
 ROOT = Path(__file__).parents[1]
 CLI = "import sys\nfrom smolite import cli\nsys.exit(cli.main())"

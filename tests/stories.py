@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
-from smolite.config import ModelConfig
+from smolite.models.config import ModelConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "stories260K"
 REASON = "the shared data set is beside the project only where it is developed"

@@ -69,7 +69,7 @@ def test_a_prompt_that_does_not_fit():
 
 @pytest.mark.long
 def test_train_prints_a_table_of_dialogues(tmp_path):
-    data, out = ROOT / "smolite" / "sample" / "heldout.jsonl", tmp_path / "table.md"
+    data, out = ROOT / "smolite" / "data" / "sample" / "heldout.jsonl", tmp_path / "table.md"
     options = ("--size", "toy", "--repeats", "1", "--steps", "1", "--dialogues", str(data), "--out", str(out))
     done = run("train.py", "--case", "dialogues", *options, "--backend", BACKEND, "--peers", "keras-hub")
     assert done.returncode == 0, done.stderr

@@ -10,10 +10,10 @@ import pytest
 from tiny import TINY, conversations
 
 import smolite
-from smolite import cli
-from smolite.config import PRESETS
-from smolite.pairs import dialogue_pairs, read_pairs
-from smolite.sources import resolve_dataset
+from smolite.cli import parser as cli
+from smolite.data.pairs import dialogue_pairs, read_pairs
+from smolite.data.sources import resolve_dataset
+from smolite.models.config import PRESETS
 
 DOCS = (Path(__file__).parents[1] / "docs" / "seq2seq.md").read_text("utf-8")
 

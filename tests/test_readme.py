@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import smolite
-from smolite import cli
+from smolite.cli import parser as cli
 from smolite.exporters.targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +136,7 @@ def test_extras_and_exported_files_have_these_names(text):
 
 
 def test_the_bundled_set_has_this_size():
-    parts = [ROOT / "smolite" / "sample" / name for name in ("train.jsonl", "heldout.jsonl")]
+    parts = [ROOT / "smolite" / "data" / "sample" / name for name in ("train.jsonl", "heldout.jsonl")]
     sizes = [len(path.read_text("utf-8").splitlines()) for path in parts]
     assert f"({sizes[0]} to train on, {sizes[1]} held out)" in README
     assert f"학습용 {sizes[0]}개" in KOREAN and re.search(rf"평가용\s+{sizes[1]}개", KOREAN)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smolite import cli
+from smolite.cli import parser as cli
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "seeds.md").read_text("utf-8")

@@ -3,11 +3,11 @@
 import json
 from functools import cache
 
-from smolite.config import ModelConfig
-from smolite.dialogues import Conversation, read_conversations
-from smolite.sentencepiece_model import train_model
-from smolite.sources import resolve_dataset
-from smolite.tokenizer import Tokenizer
+from smolite.data.dialogues import Conversation, read_conversations
+from smolite.data.sources import resolve_dataset
+from smolite.models.config import ModelConfig
+from smolite.text.sentencepiece_model import train_model
+from smolite.text.tokenizer import Tokenizer
 
 TINY = ModelConfig(
     vocab_size=1024,

@@ -2,7 +2,7 @@
 
 import os
 
-from smolite.app import build_app, build_notice, launch_app
+from smolite.serving.page import build_app, build_notice, launch_app
 
 NO_MODEL = (
     "The variable SMOLITE_MODEL must name a model: a folder in this Space, such as `run`, or `owner/name` on the hub. "

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smolite.config import ModelConfig
-from smolite.exporters.placement import move_files, staging_folder
-from smolite.exporters.processes import last_words, start
-from smolite.exporters.quantization import check_way
-from smolite.exporters.signatures import check_drafts, choose_lengths, choose_windows
+from smolite.checkpoint.hub import export_folder, resolve_model
+from smolite.exporters.delivery.placement import move_files, staging_folder
+from smolite.exporters.delivery.processes import last_words, start
+from smolite.exporters.edge.signatures import check_drafts, choose_lengths, choose_windows
+from smolite.exporters.litert.quantization import check_way
 from smolite.exporters.targets import TARGETS, Target
-from smolite.hub import export_folder, resolve_model
+from smolite.models.config import ModelConfig
 
 __all__ = ["TARGETS", "export"]
 
@@ -136,7 +136,7 @@ def check_packages(format: str) -> None:
 
 
 def _read_config(run: Path) -> ModelConfig:
-    from smolite.checkpoint import load_config
+    from smolite.checkpoint.run import load_config
 
     if not (run / "config.json").is_file():
         raise FileNotFoundError(f"A run directory with a config.json was expected. Received: {run}. Train or save one first.")
@@ -144,7 +144,7 @@ def _read_config(run: Path) -> ModelConfig:
 
 
 def _check_place(folder: Path, name: str, *, overwrite: bool) -> None:
-    from smolite.exporters.manifest import read_manifest
+    from smolite.exporters.delivery.manifest import read_manifest
 
     if (folder / name).exists() and not overwrite:
         raise FileExistsError(
@@ -155,8 +155,8 @@ def _check_place(folder: Path, name: str, *, overwrite: bool) -> None:
 
 def _prepare(target: Target, run: Path, staging: Path, folder: Path, *, overwrite: bool) -> None:
     """Puts the client's files beside the new one, unless it holds them itself; refuses what would be converted in vain."""
-    from smolite import checkpoint
-    from smolite.exporters.client_files import check_client_files, write_client_files
+    from smolite.checkpoint import run as checkpoint
+    from smolite.exporters.delivery.client_files import check_client_files, write_client_files
 
     loaded = checkpoint.load(run, dtype="float32")
     if check := getattr(importlib.import_module(target.module), "check_run", None):
@@ -168,7 +168,7 @@ def _prepare(target: Target, run: Path, staging: Path, folder: Path, *, overwrit
 
 
 def _convert(module: str, run: Path, path: Path, *, quantize: str | None) -> None:
-    from smolite import checkpoint
+    from smolite.checkpoint import run as checkpoint
 
     importlib.import_module(module).build(checkpoint.load(run, dtype="float32"), path, quantize=quantize)
 
@@ -192,8 +192,8 @@ def _convert_apart(job: dict[str, Any]) -> None:
 
 def _finish(run: Path, staging: Path, folder: Path, *, name: str, making: dict[str, Any]) -> None:
     """Moves a new file that says what the model says to its place, with all that describes it; refuses another."""
-    from smolite.exporters.manifest import MANIFEST_FILE, write_manifest
-    from smolite.exporters.verification import verify
+    from smolite.exporters.delivery.manifest import MANIFEST_FILE, write_manifest
+    from smolite.exporters.verification.verification import verify
 
     report = verify(run, out=staging)
     print(report.table(), flush=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from smolite.exporters.quantization import WAYS
+from smolite.exporters.litert.quantization import WAYS
 
 if TYPE_CHECKING:
-    from smolite.checkpoint import Run
-    from smolite.engines import Engine
+    from smolite.checkpoint.run import Run
+    from smolite.generation.keras_engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +74,18 @@ _LITERT = {"ai_edge_litert": "ai-edge-litert", "ai_edge_quantizer": "ai-edge-qua
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "saved_model": Target(
-            module="smolite.exporters.saved_model",
-            engine="smolite.exporters.saved_model:SavedModelEngine",
-            pair_engine="smolite.exporters.pair_engines:SavedModelPairEngine",
+            module="smolite.exporters.saved_model.build",
+            engine="smolite.exporters.saved_model.build:SavedModelEngine",
+            pair_engine="smolite.exporters.edge.pair_engines:SavedModelPairEngine",
             runtime="TensorFlow",
             library="tensorflow",
             file_names={None: "saved_model"},
             packages=_TENSORFLOW,
         ),
         "tflite": Target(
-            module="smolite.exporters.tflite",
-            engine="smolite.exporters.litert_engine:TFLiteEngine",
-            pair_engine="smolite.exporters.pair_engines:TFLitePairEngine",
+            module="smolite.exporters.litert.build",
+            engine="smolite.exporters.litert.engine:TFLiteEngine",
+            pair_engine="smolite.exporters.edge.pair_engines:TFLitePairEngine",
             runtime="LiteRT",
             library="ai_edge_litert.compiled_model",
             file_names={None: "model.tflite", **{way: f"model_{way}.tflite" for way in WAYS}},
@@ -93,8 +93,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             windowed=True,
         ),
         "litertlm": Target(
-            module="smolite.exporters.litertlm",
-            engine="smolite.exporters.litertlm_engine:LiteRTLMEngine",
+            module="smolite.exporters.litertlm.build",
+            engine="smolite.exporters.litertlm.engine:LiteRTLMEngine",
             runtime="LiteRT-LM",
             library="litert_lm",
             file_names={None: "model.litertlm", **{way: f"model_{way}.litertlm" for way in WAYS}},
@@ -104,8 +104,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             gives_logits=False,
         ),
         "gguf": Target(
-            module="smolite.exporters.gguf",
-            engine="smolite.exporters.llama_cpp_engine:LlamaCppEngine",
+            module="smolite.exporters.gguf.build",
+            engine="smolite.exporters.gguf.engine:LlamaCppEngine",
             runtime="llama.cpp",
             library="cyllama.llama.llama_cpp",
             file_names={None: "model.gguf", "f16": "model_f16.gguf", "q8_0": "model_q8_0.gguf", "q4_0": "model_q4_0.gguf"},

@@ -1,0 +1,300 @@
+"""The run directory: a Hugging Face Llama folder with everything to go on from.
+
+`config.json` and `model.safetensors` in Hugging Face's names and layout, `tokenizer.model` or `tokenizer.json`,
+`tokenizer_config.json` with the chat template, `generation_config.json`, and `recipe.json`: data, settings,
+version and git commit.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+import smolite
+from smolite.checkpoint import quantized_weights as quantized
+from smolite.checkpoint.hub import resolve_model
+from smolite.checkpoint.weights import model_weights, read_tensors, stored_model
+from smolite.data.hub_templates import known_template
+from smolite.data.template import ChatTemplate, Conversation, Message
+from smolite.files import new_directory, write_file
+from smolite.models.config import ModelConfig
+from smolite.models.seq2seq_lm import LanguageModel
+from smolite.text.json_tokenizer import ROLES, JsonTokenizer
+from smolite.text.tokenizer import Tokenizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.model"
+JSON_TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+_MARKER_OF_HF = {"bos": "<start>", "eos": "<end>", "pad": "<pad>", "unk": "<unk>"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds.
+
+    Args:
+        model: the model.
+        tokenizer: the tokenizer it was trained with.
+        template: how dialogues are written for it; None for a model of plain text, whose tokenizer lacks our markers, and for
+            an encoder-decoder.
+        recipe: data and settings that it was made with, for `recipe.json`.
+        path: the directory.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    recipe: dict[str, Any]
+    path: Path
+
+
+def save(
+    path: str | Path,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    *,
+    template: ChatTemplate | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    bits: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a run directory, whole or not at all.
+
+    Args:
+        path: the directory to make.
+        model: the model.
+        tokenizer: the tokenizer it was trained with.
+        template: how dialogues are written for it. Default: `ChatTemplate()`; an encoder-decoder has none.
+        recipe: what the run was made with, ready for JSON; version and git commit are added.
+        bits: 8 or 4 for a file of about a quarter or a sixth of the size, `model_int8.safetensors` or `model_int4.safetensors`
+            (see `quantized.py`), which `load` reads as floats and transformers refuses. Default: the weights as they are.
+        overwrite: whether the run in `path` may be replaced. Other files there, such as logs, are kept, but not another
+            tokenizer or chat template, or other weights.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileExistsError: `path` is a directory that is not empty, and `overwrite` is false.
+        ValueError: tokenizer and model differ in vocabulary, the tokenizer lacks a marker of the template, or `bits` is not one
+            of the above.
+        OSError: the disk is full, or the folder cannot be written; what was there before is whole.
+    """
+    path = Path(path)
+    _check_vocabulary(model.config, tokenizer, where="the model")
+    if template and model.config.num_encoder_layers:
+        raise ValueError("An encoder-decoder has no chat template. Received: `template`. Leave it out.")
+    template = template or ChatTemplate()
+    if template != ChatTemplate():
+        template.render(Conversation((Message("user", ""), Message("assistant", ""))), tokenizer)
+    weights, file = model_weights(model), WEIGHTS_FILE
+    if bits is not None:
+        weights, file = quantized.quantize_tensors(weights, bits), quantized.weights_file(bits)
+    with new_directory(path, overwrite=overwrite) as folder:
+        write_file(folder / _tokenizer_file(tokenizer), tokenizer.model_proto)
+        documents = _documents(model, tokenizer, template=template, recipe=recipe or {})
+        if bits is not None:
+            documents[CONFIG_FILE]["quantization_config"] = quantized.quantization_config(bits)
+        for name, content in documents.items():
+            write_file(folder / name, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
+        _write_tensors(folder / file, weights)
+    ours = {TOKENIZER_FILE, JSON_TOKENIZER_FILE, TEMPLATE_FILE, WEIGHTS_FILE, *map(quantized.weights_file, quantized.BITS)}
+    for other in ours - {_tokenizer_file(tokenizer), file}:
+        (path / other).unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path, *, dtype: Any = None) -> Run:
+    """Reads a run directory, or a Hugging Face folder of the same form, from here or from the hub.
+
+    The tokenizer is the one that `tokenizer_config.json` names, else `tokenizer.model`, else `tokenizer.json`. A model may have
+    more ids than its `tokenizer.json`; the others have no text. A folder without a chat template gets the default one where its
+    tokenizer has the markers, and none otherwise: then it writes plain text, and chatting says which markers are missing.
+
+    Args:
+        path: the directory, or a model's name on the hub such as `"HuggingFaceTB/SmolLM2-135M-Instruct"`.
+        dtype: Keras dtype or policy of the model, for example `"mixed_bfloat16"`.
+
+    Raises:
+        FileNotFoundError: the directory or a file in it is missing.
+        ValueError: a file is broken, the files do not fit together, or something in them is not implemented.
+        ConnectionError: the hub can't be reached, and the model isn't in its cache.
+        ImportError: a package for the hub or for `tokenizer.json` is not installed.
+    """
+    folder = _checked_folder(path)
+    config = load_config(folder)
+    settings = _read_json(folder / "tokenizer_config.json", missing={})
+    tokenizer = _read_tokenizer(folder, settings, vocab_size=config.vocab_size)
+    _check_vocabulary(config, tokenizer, where=CONFIG_FILE)
+    template = None if config.num_encoder_layers else _read_template(folder, settings, tokenizer)
+    recipe = _read_json(folder / "recipe.json", missing={})
+    return Run(load_model(folder, dtype=dtype), tokenizer, template, recipe, folder)
+
+
+def load_model(path: str | Path, *, dtype: Any = None) -> LanguageModel:
+    """Reads only the model of a run directory or a Hugging Face Llama folder; the rest is as in `load`."""
+    folder = _checked_folder(path)
+    config, bits = load_config(folder), quantized.bits_of(_read_json(folder / CONFIG_FILE))
+    tensors = quantized.QuantizedTensors(folder / quantized.weights_file(bits)) if bits else read_tensors(folder)
+    return stored_model(config, tensors, dtype=dtype)
+
+
+def _documents(
+    model: LanguageModel, tokenizer: Tokenizer, *, template: ChatTemplate, recipe: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The JSON files of a run directory, by name."""
+    tokens = _tokens_of_hf(tokenizer)
+    ids = {f"{hf}_token_id": tokenizer.markers.get(tokens.get(hf, "")) for hf in ROLES.values()}
+    settings: dict[str, Any] = {
+        **_tokenizer_class(tokenizer),
+        **{f"{hf}_token": name for hf, name in tokens.items()},
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model.config.context_length,
+        "smolite": {"tokenizer": _tokenizer_file(tokenizer)},
+    }
+    if _has_markers(tokenizer, template) and not model.config.num_encoder_layers:
+        settings["chat_template"] = template.jinja()
+        settings["smolite"]["chat_template"] = template.to_dict()
+    return {
+        CONFIG_FILE: {**model.config.to_hf(), **ids, "dtype": model.token_embedding.variable_dtype},
+        "tokenizer_config.json": settings,
+        "generation_config.json": ids,
+        "recipe.json": {**recipe, "smolite_version": _version(), "git_commit": _git_commit()},
+    }
+
+
+def _tokenizer_file(tokenizer: Tokenizer) -> str:
+    return JSON_TOKENIZER_FILE if isinstance(tokenizer, JsonTokenizer) else TOKENIZER_FILE
+
+
+def _tokens_of_hf(tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokens that Hugging Face calls `bos`, `eos`, `pad` and `unk`, as far as there are."""
+    if isinstance(tokenizer, JsonTokenizer):
+        return {ROLES[role]: token for role, token in tokenizer.roles.items()}
+    known = {*tokenizer.markers, "<unk>"}
+    return {hf: name for hf, name in _MARKER_OF_HF.items() if name in known}
+
+
+def _tokenizer_class(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What makes transformers encode as we do."""
+    if isinstance(tokenizer, JsonTokenizer):
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": True}
+
+
+def _has_markers(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
+    return {*tokenizer.markers, "<unk>"}.issuperset(template.markers)
+
+
+def _version() -> str:
+    return getattr(smolite, "__version__", "unknown")
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, ending in `-dirty` where files differ; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}. Make room and save again.") from error
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, *, where: str) -> None:
+    if config.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"The tokenizer must have as many pieces as the `vocab_size` of {where}, {config.vocab_size}. "
+            f"Received: {tokenizer.vocab_size}. Use the tokenizer that the model was trained with."
+        )
+
+
+def _checked_folder(path: str | Path) -> Path:
+    folder = resolve_model(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"A run directory must exist. Received: {folder}. Check the path.")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"A run must be a directory. Received: the file {folder}. Give its folder.")
+    if not (folder / CONFIG_FILE).is_file():
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} is not a run directory, which must hold {CONFIG_FILE}. Received a folder with: "
+            f"{names}. Give a folder that `smolite.save` or a recipe wrote."
+        )
+    return folder
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """Reads only the shape of a run directory or a Hugging Face folder; errors are those of `load`."""
+    folder = _checked_folder(path)
+    hf = _read_json(folder / CONFIG_FILE)
+    if quantized.bits_of(hf):
+        del hf["quantization_config"]
+    try:
+        return ModelConfig.from_hf(hf)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def _read_tokenizer(folder: Path, settings: Mapping[str, Any], *, vocab_size: int) -> Tokenizer:
+    there = [name for name in (TOKENIZER_FILE, JSON_TOKENIZER_FILE) if (folder / name).is_file()]
+    name = settings.get("smolite", {}).get("tokenizer") or next(iter(there), TOKENIZER_FILE)
+    if name not in there:
+        kind = "byte-level" if name == JSON_TOKENIZER_FILE else "SentencePiece"
+        raise FileNotFoundError(
+            f"{folder} must hold a {kind} {name}. Received: {' '.join(there) or 'none'}. Copy the file into the folder, or "
+            "read only the model with `load_model`."
+        )
+    if name == TOKENIZER_FILE:
+        return Tokenizer(folder / name)
+    tokens = {hf: settings.get(f"{hf}_token") for hf in ROLES.values()}
+    named = {hf: token["content"] if isinstance(token, dict) else token for hf, token in tokens.items()}
+    roles = {role: token for role, hf in ROLES.items() if (token := named[hf]) is not None}
+    return JsonTokenizer(folder / name, roles=roles, vocab_size=vocab_size)
+
+
+def _read_template(folder: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The template that `save` wrote, or one that does what the folder's does, or the default one."""
+    fields = settings.get("smolite", {}).get("chat_template")
+    if fields is not None:
+        return ChatTemplate.from_dict(fields)
+    file, jinja = folder / TEMPLATE_FILE, settings.get("chat_template")
+    if isinstance(jinja, list):  # several by name, in older folders
+        jinja = {each["name"]: each["template"] for each in jinja}.get("default")
+    jinja = file.read_text("utf-8") if file.is_file() else jinja
+    if jinja is None:
+        return ChatTemplate() if _has_markers(tokenizer, ChatTemplate()) else None
+    tokens = {key: value for key, value in settings.items() if key.endswith("_token") and isinstance(value, str)}
+    if (template := known_template(jinja, tokens)) is None:
+        raise ValueError(
+            f"{file if file.is_file() else folder / 'tokenizer_config.json'}: `chat_template` must be one that smolite wrote. "
+            f"Received: {jinja!r:.60}, which is not SmolLM's ChatML either. Read only the model with `load_model`, and make a "
+            "`ChatTemplate` of its prefixes and suffixes."
+        )
+    return template
+
+
+def _read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    if missing is not None and not path.exists():
+        return missing
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON. Received: {error}. Copy or save it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object. Received: {content!r:.40}. Save it again.")
+    return content

@@ -1,0 +1,1 @@
+"""From files of people to rows of token ids: sources, dialogues, pairs, templates, packing."""

@@ -1,0 +1,245 @@
+"""How well a model predicts held-out responses: bits per character, perplexity and accuracy.
+
+Bits per character are the negative log-likelihood of the response tokens with their `<end>`, in bits, over the characters of
+the responses plus one per response. They are defined on text, so models with different tokenizers can be compared. Characters
+are those of the composed text (NFC), whichever way the file spells it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops
+
+from smolite.data.dataset import ChatDataset
+from smolite.data.packing import Example, PackedRows, pack
+from smolite.data.template import ChatTemplate, Conversation, Fitted, fit_context
+from smolite.generation.keras_engine import Engine, prefill_length
+from smolite.models.causal_lm import CausalLM
+from smolite.models.cross_entropy import token_nll
+from smolite.models.seq2seq_lm import LanguageModel
+from smolite.text.normalization import composed_length
+from smolite.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over all trained tokens of a set, and the figures made of them.
+
+    Args:
+        nll: negative log-likelihood in nats, summed.
+        num_correct: tokens for which the likeliest token was the right one.
+        num_tokens: response tokens, `<end>` included.
+        num_characters: characters of the responses, plus one per response.
+    """
+
+    nll: float
+    num_correct: int
+    num_tokens: int
+    num_characters: int
+
+    @property
+    def bits_per_character(self) -> float:
+        """Negative log-likelihood in bits per character of the responses."""
+        return self.nll / math.log(2) / self.num_characters
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood per token."""
+        return math.exp(self.nll / self.num_tokens)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens predicted right."""
+        return self.num_correct / self.num_tokens
+
+    def summary(self) -> str:
+        """One line with all figures."""
+        return (
+            f"{self.bits_per_character:.4f} bits per character, perplexity {self.perplexity:.2f}, accuracy "
+            f"{self.accuracy:.1%} ({self.num_tokens:,} tokens, {self.num_characters:,} characters)"
+        )
+
+
+@keras.saving.register_keras_serializable("smolite")
+class TokenScore(keras.layers.Layer):
+    """Negative log-likelihood of the target, and whether it was the likeliest token."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})  # whatever the global policy is
+
+    def call(self, logits, targets):
+        """(B, L, V) logits and (B, L) targets → (B, L, 2) float32."""
+        nll = token_nll(targets, logits)
+        hit = ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == ops.cast(targets, "int32"), "float32")
+        return ops.stack([nll, hit], axis=-1)
+
+    def compute_output_shape(self, logits_shape, targets_shape):
+        return (*targets_shape, 2)
+
+
+def evaluate(
+    model: CausalLM,
+    conversations: Iterable[Conversation],
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None = None,
+    batch_size: int = 16,
+) -> Evaluation:
+    """Scores every response of `conversations`.
+
+    Args:
+        model: the model; it is not changed.
+        conversations: held-out dialogues; what exceeds the context length is cut as in training.
+        tokenizer: the model's.
+        template: the chat template the model was trained with.
+        batch_size: rows of the context length scored at once.
+    """
+    fitted = fit_context(conversations, tokenizer, context_length=model.config.context_length, template=template)
+    return evaluate_examples(model, fitted.examples, count_characters(fitted), batch_size=batch_size)
+
+
+def evaluate_examples(model: CausalLM, examples: Sequence[Example], num_characters: int, *, batch_size: int = 16) -> Evaluation:
+    """Scores the trained tokens of rendered examples; see `evaluate`."""
+    longest = max(len(ids) for ids, _ in examples)
+    rows = pack(examples, min(model.config.context_length, max(longest, 128)))
+    return evaluate_rows(model, rows, num_characters, batch_size=batch_size)
+
+
+def evaluate_rows(model: LanguageModel, rows: PackedRows, num_characters: int, *, batch_size: int = 16) -> Evaluation:
+    """Scores the trained tokens of packed rows; see `evaluate`."""
+    dataset = ChatDataset(rows, min(batch_size, len(rows)), shuffle=False)
+    scorer = scorer_of(model)
+    everywhere = np.broadcast_to(np.arange(rows.length, dtype="int32"), (dataset.batch_size, rows.length))
+    nll = correct = 0.0
+    for inputs, targets, weights in (dataset[index] for index in range(len(dataset))):
+        scores = scorer.predict_on_batch({"loss_at": everywhere, **inputs, "targets": targets})
+        nll += float(np.sum(scores[..., 0] * weights, dtype=np.float64))
+        correct += float(np.sum(scores[..., 1] * weights))
+    return Evaluation(nll, round(correct), int(rows.num_trained), num_characters)
+
+
+def scorer_of(model: LanguageModel) -> keras.Model:
+    """A functional model from rows and targets to token scores, so that logits never leave the device."""
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in (*model.input, "targets")}
+    logits = model({name: inputs[name] for name in model.input})
+    scorer = keras.Model(inputs, TokenScore()(logits, inputs["targets"]))
+    scorer.compile(jit_compile=compile_with_xla())
+    return scorer
+
+
+def compile_with_xla() -> bool | str:
+    """Keras' `jit_compile` for our models: off on TensorFlow's CPU, where XLA runs at two thirds of the speed."""
+    if keras.backend.backend() != "tensorflow":
+        return "auto"
+    on_gpu = any("gpu" in device.lower() for device in keras.distribution.list_devices())
+    return "auto" if on_gpu else False
+
+
+def count_characters(fitted: Fitted) -> int:
+    """Characters of all responses, plus one per response for its `<end>`."""
+    answers = [m.content for c in fitted.conversations for m in c.messages if m.role == "assistant"]
+    return sum(composed_length(answer) + 1 for answer in answers)
+
+
+def count_text_characters(texts: Iterable[str], tokenizer: Tokenizer) -> int:
+    """Characters of what `text_rows` learns of texts: all but their first tokens, plus one per text for its `<end>`."""
+    rows = ((text, ids) for text in texts if (ids := tokenizer.encode(text)))
+    return sum(composed_length(text) - len(tokenizer.decode(ids[:1])) + 1 for text, ids in rows)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What an engine said about given responses, token by token: for comparing two engines on the same text.
+
+    Args:
+        nll: negative log-likelihood of each trained token in nats, float64.
+        predicted: the likeliest token at each of these places.
+        targets: the tokens that stand there.
+        num_characters: characters of the responses, plus one per response.
+    """
+
+    nll: np.ndarray
+    predicted: np.ndarray
+    targets: np.ndarray
+    num_characters: int
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The sums as an `Evaluation`."""
+        correct = int(np.sum(self.predicted == self.targets))
+        return Evaluation(float(self.nll.sum()), correct, len(self.nll), self.num_characters)
+
+
+def trace(
+    engine: Engine,
+    conversations: Iterable[Conversation],
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None = None,
+) -> Trace:
+    """Feeds every conversation through an engine's prefill and decode, one token at a time, and scores the responses.
+
+    Args:
+        engine: an engine of batch size 1.
+        conversations, tokenizer, template: as in `evaluate`.
+    """
+    fitted = fit_context(conversations, tokenizer, context_length=engine.context_length, template=template)
+    return trace_examples(engine, fitted.examples, count_characters(fitted))
+
+
+def trace_examples(engine: Engine, examples: Sequence[Example], num_characters: int) -> Trace:
+    """Feeds rendered examples through an engine, one token at a time, and scores the trained tokens; see `trace`."""
+    rows = [_trace_example(engine, ids, mask) for ids, mask in examples]
+    nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Trace(nll, predicted, targets, num_characters)
+
+
+def trace_at_once(
+    model: CausalLM,
+    conversations: Iterable[Conversation],
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None = None,
+    context_length: int,
+) -> Trace:
+    """What `trace` gives of the model, by its plain forward: a conversation is read at once, padded to a power of two.
+
+    Args:
+        model: the model.
+        conversations, tokenizer, template: as in `evaluate`.
+        context_length: of the engine that it is compared with.
+    """
+    fitted = fit_context(conversations, tokenizer, context_length=context_length, template=template)
+    rows = []
+    for ids, mask in fitted.examples:
+        tokens = np.zeros((1, prefill_length(len(ids) - 1, context_length)), "int32")
+        tokens[0, : len(ids) - 1] = ids[:-1]  # nothing follows the last one
+        places = np.flatnonzero(mask)
+        logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, places - 1]
+        rows.append(_score(logits, np.asarray(ids)[places]))
+    nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Trace(nll, predicted, targets, count_characters(fitted))
+
+
+def _trace_example(engine: Engine, ids: Sequence[int], mask: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    first = list(mask).index(1)
+    logits = engine.start([ids[:first]])
+    said, targets = [], []
+    for place in range(first, len(ids)):
+        if mask[place]:
+            said.append(np.array(logits[0]))
+            targets.append(ids[place])
+        if place + 1 < len(ids):
+            logits = engine.step([ids[place]])
+    return _score(np.stack(said), np.asarray(targets))
+
+
+def _score(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(P, V) logits and (P,) targets → negative log-likelihoods in float64, the likeliest tokens, and the targets."""
+    logits = logits.astype("float64")
+    peaks = logits.max(-1)
+    sums = np.exp(logits - peaks[:, None]).sum(-1)
+    return peaks + np.log(sums) - logits[np.arange(len(targets)), targets], logits.argmax(-1), targets

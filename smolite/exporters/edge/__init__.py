@@ -1,0 +1,1 @@
+"""The graphs and engines of fixed shapes that SavedModel, TFLite and LiteRT-LM files share."""

@@ -1,0 +1,1 @@
+"""LiteRT-LM bundles, and the page that runs them."""

@@ -1,0 +1,1 @@
+"""Folders of other Keras packages and formats."""

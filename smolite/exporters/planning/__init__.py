@@ -1,0 +1,1 @@
+"""What files and memory a shape will take, before anything is exported."""

@@ -1,0 +1,117 @@
+"""The SavedModel target: `forward`, `prefill_<T>` and `decode` over one set of variables, and an engine that runs them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smolite.exporters.delivery.native_log import native_log_dropped
+from smolite.exporters.edge.engine import CachedEngine
+from smolite.exporters.edge.pair_signatures import pair_forward, pair_signatures
+from smolite.exporters.edge.signatures import (
+    DECODE,
+    FORWARD,
+    edge_signatures,
+    forward_signature,
+    prefill_lengths_of,
+)
+from smolite.models.seq2seq_lm import LanguageModel, Seq2SeqLM
+
+
+def build_saved_model(
+    model: LanguageModel,
+    path: str | Path,
+    *,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    windows: Sequence[int] = (),
+    drafts: int = 0,
+    to_convert: bool = False,
+) -> list[str]:
+    """Writes a TensorFlow SavedModel with the endpoints `forward` (also `serving_default`), `prefill_<T>` and `decode`.
+
+    An encoder-decoder has `encode` in place of `prefill_<T>`, for sources of the one length T.
+
+    Args:
+        model: a float32 model on the TensorFlow backend.
+        path: the folder to write.
+        prefill_lengths: the lengths T; none: caches that grow, and any length.
+        cache_length: S, the slots of the cache, unless it grows.
+        windows: slots that further signatures look at, W; see `signatures`.
+        drafts: tokens that a further signature checks besides the one that they follow.
+        to_convert: whether it is only a step to a .tflite file, which needs neither `forward` nor gradients.
+
+    Returns:
+        The names of the edge signatures, `decode` after those that prefill.
+
+    Raises:
+        ValueError: the model is on another backend or computes in another type.
+    """
+    import keras
+    import tensorflow as tf
+
+    if keras.backend.backend() != "tensorflow" or model.compute_dtype != "float32":
+        raise ValueError(
+            "A SavedModel is built from a float32 model on the TensorFlow backend. Received: "
+            f"{model.compute_dtype} on {keras.backend.backend()}. Call `smolite.export` with the run directory."
+        )
+    if isinstance(model, Seq2SeqLM):
+        signatures = pair_signatures(model, source_length=prefill_lengths[0], cache_length=cache_length)
+        forward: Callable[[Any], Any] = pair_forward
+    else:
+        lengths: dict[str, Any] = {"prefill_lengths": prefill_lengths, "cache_length": cache_length}
+        signatures = edge_signatures(model, **lengths, windows=windows, drafts=drafts)
+        forward = forward_signature
+    names = sorted(signatures, key=lambda name: (name.startswith(DECODE), name))
+    if not to_convert:
+        signatures[FORWARD] = signatures["serving_default"] = forward(model)
+    module = tf.Module()
+    module.model_variables = [weight.value for weight in model.weights]
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=not to_convert)
+    tf.saved_model.save(module, str(path), signatures=signatures, options=options)
+    return names
+
+
+def build(model: LanguageModel, path: Path, *, quantize: None, prefill_lengths: Sequence[int], cache_length: int) -> None:
+    """Writes a SavedModel and says so on standard output."""
+    print(f"{path.name}: tracing forward, prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
+    build_saved_model(model, path, prefill_lengths=prefill_lengths, cache_length=cache_length)
+
+
+class SavedModelEngine(CachedEngine):
+    """Runs a SavedModel in TensorFlow, one sequence at a time. Follows the `Engine` protocol.
+
+    Args:
+        path: folder written by `build_saved_model`.
+    """
+
+    def __init__(self, path: str | Path):
+        with native_log_dropped():
+            import tensorflow as tf
+
+            self._module = tf.saved_model.load(str(path))
+        self._signatures = dict(self._module.signatures)
+        specs = self._signatures[DECODE].structured_input_signature[1]
+        self._caches = {n: np.zeros(spec.shape, "float32") for n, spec in specs.items() if n.startswith("kv_cache")}
+        super().__init__(
+            prefill_lengths=prefill_lengths_of(list(self._signatures)),
+            context_length=specs["mask"].shape[-1],
+            vocab_size=self._signatures[DECODE].structured_outputs["logits"].shape[-1],
+        )
+
+    def forward(self, tokens: np.ndarray) -> np.ndarray:
+        """(B, T) token ids → (B, T, V) logits, without the cache."""
+        import tensorflow as tf
+
+        return self._signatures[FORWARD](tokens=tf.constant(tokens, tf.int32))["logits"].numpy()
+
+    def read_caches(self) -> dict[str, np.ndarray]:
+        return {name: np.asarray(cache) for name, cache in self._caches.items()}
+
+    def _run(self, name, tokens, positions, mask):
+        import tensorflow as tf
+
+        inputs = {"tokens": tokens, "input_pos": positions, "mask": mask, **self._caches}
+        self._caches = dict(self._signatures[name](**{key: tf.constant(value) for key, value in inputs.items()}))
+        return np.asarray(self._caches.pop("logits", np.empty((1, 0, self.vocab_size), "float32")))[0]

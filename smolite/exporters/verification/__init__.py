@@ -1,0 +1,1 @@
+"""Whether a file says what the model says."""

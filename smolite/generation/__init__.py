@@ -1,0 +1,1 @@
+"""From a prompt to text: the engine contract, engines on Keras models, sampling, the loop, replies."""

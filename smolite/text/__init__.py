@@ -1,0 +1,1 @@
+"""Text and token ids: normalization, SentencePiece and byte-level tokenizers."""

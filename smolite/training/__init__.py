@@ -1,0 +1,1 @@
+"""Recipes that train by `model.fit`: options, losses, optimizers, callbacks, resuming."""

@@ -1,0 +1,101 @@
+"""What training needs beside `model.fit`: loss, metrics, optimizer and schedule."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from smolite.evaluation.likelihood import compile_with_xla
+from smolite.models.causal_lm import CausalLM
+from smolite.models.cross_entropy import logit_of, token_nll
+from smolite.training.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate
+from smolite.training.options import TrainingOptions
+
+
+@keras.saving.register_keras_serializable("smolite")
+class NextTokenLoss(keras.losses.Loss):
+    """Cross-entropy of the next token, averaged over the trained tokens (not over all positions).
+
+    With label smoothing ε the target keeps 1 - ε and the rest is spread evenly over the vocabulary (Szegedy et al. 2016).
+
+    Args:
+        label_smoothing: ε, from 0 to below 1.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, name: str = "next_token_loss", **kwargs: Any):
+        super().__init__(name=name, **{"reduction": "mean_with_sample_weight", **kwargs})
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        """(B, L) targets and (B, L, V) logits → (B, L) nats."""
+        nll = token_nll(y_true, y_pred)
+        if not self.label_smoothing:
+            return nll
+        advantage = logit_of(y_true, y_pred) - ops.mean(y_pred, axis=-1)
+        return nll + self.label_smoothing * advantage
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+@keras.saving.register_keras_serializable("smolite")
+class Perplexity(keras.metrics.Mean):
+    """exp of the mean negative log-likelihood per trained token; label smoothing has no part in it."""
+
+    def __init__(self, name: str = "perplexity", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """(B, L) targets, (B, L, V) logits and (B, L) weights."""
+        logits = ops.stop_gradient(ops.convert_to_tensor(y_pred))
+        return super().update_state(token_nll(y_true, logits), sample_weight=sample_weight)
+
+    def result(self):
+        """The perplexity so far."""
+        return ops.exp(super().result())
+
+
+def compile_for_training(model: CausalLM, options: TrainingOptions, *, total_steps: int) -> None:
+    """Compiles `model` with AdamW, warm-up and cosine decay, clipping, and masked metrics.
+
+    Args:
+        model: a model of float32 variables; compiled in place.
+        options: see `TrainingOptions`.
+        total_steps: updates of the whole run; the schedule ends there.
+    """
+    model.compile(
+        adamw(options, total_steps=total_steps),
+        loss=NextTokenLoss(options.label_smoothing),
+        weighted_metrics=[Perplexity(), keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        jit_compile=compile_with_xla(),
+    )
+
+
+def adamw(options: TrainingOptions, *, total_steps: int) -> keras.optimizers.Optimizer:
+    """The optimizer of `compile_for_training`. Rate, weight decay and clipping go by updates, not by batches."""
+    schedule = learning_rate_schedule(options, total_steps=total_steps)
+    several = options.accumulation > 1
+    settings: dict[str, Any] = {
+        "learning_rate": PerUpdate(schedule, options.accumulation) if several else schedule,
+        "weight_decay": options.weight_decay,
+        "beta_2": options.beta_2,
+        "global_clipnorm": options.clip_norm or None,
+        "gradient_accumulation_steps": options.accumulation if several else None,
+    }
+    if options.layer_decay < 1:
+        return LayerwiseAdamW(**settings, layer_decay=options.layer_decay)
+    optimizer = (FusedAdamW if keras.backend.backend() == "torch" else keras.optimizers.AdamW)(**settings)
+    optimizer.exclude_from_weight_decay(var_names=["scale", "gamma", "beta", "bias"])
+    return optimizer
+
+
+def learning_rate_schedule(options: TrainingOptions, *, total_steps: int):
+    """Linear warm-up from 0 to `learning_rate`, then a half cosine to `final_share` of it (Loshchilov and Hutter 2017)."""
+    warmup = min(round(total_steps * options.warmup_share), total_steps - 1)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else options.learning_rate,
+        decay_steps=total_steps - warmup,
+        alpha=options.final_share,
+        warmup_target=options.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )

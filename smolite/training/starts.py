@@ -1,0 +1,85 @@
+"""What a recipe trains: a new model or one that was trained before, and what is refused before slow work."""
+
+import dataclasses
+from pathlib import Path
+
+import keras
+
+from smolite.checkpoint.run import Run
+from smolite.models.config import ModelConfig
+from smolite.models.seq2seq_lm import LanguageModel, new_language_model
+from smolite.text.tokenizer import Tokenizer
+from smolite.training.options import TrainingOptions
+
+
+def new_model(
+    preset: str, *, vocab_size: int, options: TrainingOptions, num_encoder_layers: int | None = None
+) -> LanguageModel:
+    """A model with random weights, drawn from the seed in `options`."""
+    changes = {"dropout": options.dropout, "num_encoder_layers": num_encoder_layers}
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = ModelConfig.from_preset(preset, vocab_size=vocab_size, **given)
+    keras.utils.set_random_seed(options.seed)
+    return new_language_model(checked_length(config, options), dtype=options.dtype)
+
+
+def continued_model(model: LanguageModel, options: TrainingOptions) -> LanguageModel:
+    """A model with the weights of `model`, and dropout and dtype from `options`."""
+    dropout = model.config.dropout if options.dropout is None else options.dropout
+    keras.utils.set_random_seed(options.seed)
+    config = dataclasses.replace(model.config, dropout=dropout)
+    continued = new_language_model(checked_length(config, options), dtype=options.dtype)
+    continued.set_weights(model.get_weights())
+    return continued
+
+
+def check_request(
+    options: TrainingOptions,
+    *,
+    preset: str,
+    validation: str | Path | None,
+    start: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+) -> None:
+    """Refuses what a recipe cannot do, before slow work.
+
+    Raises:
+        ValueError: a tokenizer beside a run to start from, `patience` without `validation`, or rows longer than the context.
+    """
+    if start and tokenizer:
+        raise ValueError("A run to start from brings its tokenizer. Received: `start` and `tokenizer`. Leave out one of them.")
+    if options.patience and not validation:
+        raise ValueError(
+            f"`patience` needs validation data to compare epochs. Received: {options.patience} and no `validation`. "
+            "Give held-out data, or leave out `patience`."
+        )
+    if not start:
+        checked_length(ModelConfig.from_preset(preset), options)
+
+
+def check_parent(parent: Run, *, has_encoder: bool) -> None:
+    """Refuses a run to start from that is of the other kind.
+
+    Raises:
+        ValueError: it has an encoder and should not, or the other way round.
+    """
+    if (parent.model.config.num_encoder_layers > 0) != has_encoder:
+        wanted, verb = ("with", "finetune") if has_encoder else ("without", "pairs")
+        raise ValueError(
+            f"`start` must be a run of a model {wanted} an encoder. Received: {parent.path}. Start from another, or from none; "
+            f"`smolite {verb}` goes on with this one."
+        )
+
+
+def checked_length(config: ModelConfig, options: TrainingOptions) -> ModelConfig:
+    """The config, whose context must hold a row.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if options.row_length > config.context_length:
+        raise ValueError(
+            f"`row_length` must not exceed the model's context length. Received: {options.row_length} and "
+            f"{config.context_length}. Choose shorter rows."
+        )
+    return config
