@@ -25,7 +25,7 @@ CODE = SOURCES + sorted(path for folder in BESIDE for path in folder.rglob("*.py
 # A wing imports only from wings before it; those of a pair in brackets know nothing of each other.
 ORDER = "files models text data (generation checkpoint) evaluation (training exporters) serving cli"
 BACKENDS = {"tensorflow", "jax", "torch"}
-LIGHT = {"keras", "numpy", "safetensors", "sentencepiece", "smolite", *sys.stdlib_module_names}
+LIGHT = {"keras", "lazy_loader", "numpy", "safetensors", "sentencepiece", "smolite", *sys.stdlib_module_names}
 # Their functions may: the compiled step, and what comes from the hub.
 SEAMS = {
     "generation.compiled_steps",
@@ -50,16 +50,13 @@ MODULES = {module_name(path): path for path in SOURCES if path != PACKAGE / "__i
 
 
 def imported(node):
-    """Full names of the modules that an import statement loads, with `from smolite import x` resolved."""
+    """Full names of what an import statement loads: `from smolite.text import Tokenizer` → "smolite.text.Tokenizer"."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
         return []
     assert node.level == 0, f"Line {node.lineno} has a relative import. Write `from smolite.… import …`."
-    inner = [f"{node.module}.{alias.name}" for alias in node.names]
-    modules = [name for name in inner if name.removeprefix("smolite.") in MODULES]
-    lazy = [f"smolite.{smolite._HOMES[alias.name]}" for alias in node.names if alias.name in smolite._HOMES]
-    return modules + (lazy if node.module == "smolite" else []) or [node.module]
+    return [f"{node.module}.{alias.name}" for alias in node.names] if roots([node.module]) == {"smolite"} else [node.module]
 
 
 def imports_of(path, *, inside_functions):
@@ -94,10 +91,30 @@ def wing_of(module):
     return module.removeprefix("smolite.").split(".")[0]
 
 
+def names_of_door(wing):
+    """What a wing gives out: the names in its `__init__.pyi`."""
+    tree = ast.parse((PACKAGE / wing / "__init__.pyi").read_text("utf-8"))
+    return {alias.name for node in tree.body for alias in node.names}
+
+
+DOORS = {wing: names_of_door(wing) for wing in WINGS if (PACKAGE / wing).is_dir()}
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_a_wing_imports_only_from_wings_before_it(name):
+def test_a_wing_imports_only_from_wings_before_it_and_through_their_doors(name):
     ours = {full for full in imports_of(MODULES[name], inside_functions=True) if roots([full]) == {"smolite"}}
-    assert {wing_of(full) for full in ours} <= WINGS[wing_of(name)] | {"smolite"}
+    others = {full.removeprefix("smolite.") for full in ours if wing_of(full) != wing_of(name)}
+    assert {wing_of(full) for full in others} <= WINGS[wing_of(name)] | {"smolite"}
+    inner = {full for full in others if full.split(".")[0] in DOORS and "." in full}
+    assert not {full for full in inner if full.split(".", 1)[1] not in DOORS[full.split(".")[0]]}
+
+
+@pytest.mark.parametrize("wing", DOORS)
+def test_what_a_door_gives_out_is_there_and_hides_no_module(wing):
+    door = importlib.import_module(f"smolite.{wing}")
+    modules = {path.stem for path in (PACKAGE / wing).iterdir()}
+    assert DOORS[wing] == set(door.__all__) and not DOORS[wing] & modules
+    assert all(inspect.ismodule(getattr(door, name)) is False for name in DOORS[wing])
 
 
 def test_the_wings_are_all_that_there_is():
@@ -181,25 +198,13 @@ def test_examples_in_docstrings_run(name):
     assert runner.tries and not runner.failures, "".join(report)
 
 
-def test_the_lazy_names_are_the_imports_that_type_checkers_read():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-    seen = {
-        alias.name: node.module.removeprefix("smolite.")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("smolite.")
-        for alias in node.names
-    }
-    assert seen == smolite._HOMES
-    assert set(smolite.__all__) == {*seen, "__version__"} <= set(dir(smolite))
-
-
-@pytest.mark.parametrize("name", [name for name, home in smolite._HOMES.items() if home in MODULES])
-def test_each_public_name_resolves(name):
-    assert getattr(smolite, name) is vars(importlib.import_module(f"smolite.{smolite._HOMES[name]}"))[name]
+@pytest.mark.parametrize("name", [name for name in smolite.__all__ if name != "__version__"])
+def test_a_public_name_is_one_of_a_wing(name):
+    assert any(name in names for names in DOORS.values()) and getattr(smolite, name) is not None
 
 
 def test_a_name_that_is_not_public():
-    with pytest.raises(AttributeError, match="no attribute 'Generator'. Choose one of: PRESETS, CausalLM, "):
+    with pytest.raises(AttributeError, match="No smolite attribute Generator"):
         smolite.Generator  # noqa: B018
 
 

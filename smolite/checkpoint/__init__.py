@@ -1,1 +1,8 @@
-"""The run directory and what else holds weights: writing, reading, folders of the hub, fewer bits."""
+"""The run directory and what else holds weights: writing, reading, folders of the hub, fewer bits.
+
+The names that other wings may use are listed in `__init__.pyi`, and load at first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

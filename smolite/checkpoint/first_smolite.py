@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from smolite.checkpoint.weights import assign_weights
-from smolite.models.causal_lm import CausalLM
-from smolite.models.config import PRESETS, ModelConfig
+from smolite.models import PRESETS, CausalLM, ModelConfig
 
 _PRESET = PRESETS["smolite-1"]
 # Keras 3 goes through a model's layers by attribute or by its list of layers, whichever comes first.

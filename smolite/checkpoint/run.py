@@ -20,13 +20,10 @@ import smolite
 from smolite.checkpoint import quantized_weights as quantized
 from smolite.checkpoint.hub import resolve_model
 from smolite.checkpoint.weights import model_weights, read_tensors, stored_model
-from smolite.data.hub_templates import known_template
-from smolite.data.template import ChatTemplate, Conversation, Message
+from smolite.data import ChatTemplate, Conversation, Message, known_template
 from smolite.files import new_directory, write_file
-from smolite.models.config import ModelConfig
-from smolite.models.seq2seq_lm import LanguageModel
-from smolite.text.json_tokenizer import ROLES, JsonTokenizer
-from smolite.text.tokenizer import Tokenizer
+from smolite.models import LanguageModel, ModelConfig
+from smolite.text import ROLES, JsonTokenizer, Tokenizer
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

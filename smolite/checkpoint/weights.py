@@ -11,9 +11,7 @@ import numpy as np
 from keras import ops
 from safetensors import SafetensorError, safe_open
 
-from smolite.models.config import ModelConfig
-from smolite.models.cross_attention import CrossBlock
-from smolite.models.seq2seq_lm import LanguageModel, Seq2SeqLM, new_language_model
+from smolite.models import CrossBlock, LanguageModel, ModelConfig, Seq2SeqLM, new_language_model
 
 _EMBEDDING = "model.embed_tokens.weight"
 _TIED_HEAD = "lm_head.weight"

@@ -3,14 +3,11 @@
 import shutil
 from pathlib import Path
 
-from smolite.data.template import ChatTemplate, Message
-from smolite.exporters import TARGETS, check_packages, export
-from smolite.exporters.litert.engine import TFLiteEngine
-from smolite.exporters.verification.verification import verify
-from smolite.generation.replies import reply
-from smolite.text.tokenizer import Tokenizer
-from smolite.training.fit import finetune
-from smolite.training.options import TrainingOptions
+from smolite.data import ChatTemplate, Message
+from smolite.exporters import TARGETS, TFLiteEngine, check_packages, export, verify
+from smolite.generation import reply
+from smolite.text import Tokenizer
+from smolite.training import TrainingOptions, finetune
 
 FORMATS = ("saved_model", "tflite")  # what the extra `export` brings
 FILES = (("saved_model", None), ("tflite", None), ("tflite", "int8"))

@@ -4,10 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from smolite.data.dialogues import read_conversations, read_documents
-from smolite.data.sources import resolve_dataset
-from smolite.data.template import show
-from smolite.text.tokenizer import Tokenizer, train_fitting_tokenizer, train_tokenizer
+from smolite.data import read_conversations, read_documents, resolve_dataset, show
+from smolite.text import Tokenizer, train_fitting_tokenizer, train_tokenizer
 
 
 def tokenizer(*, texts: Sequence[str], out: str, vocab_size: int, model_type: str, overwrite: bool) -> None:

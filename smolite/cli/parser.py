@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import smolite
-from smolite.models.config import PRESETS
-from smolite.training.options import RECIPES, TrainingOptions
+from smolite.models import PRESETS
+from smolite.training import RECIPES, TrainingOptions
 
 DESCRIPTION = "Small language models that train with Keras and run on anything. Start with `smolite demo`."
 OPTION_HELP = {

@@ -11,33 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smolite.checkpoint import run as checkpoint
-from smolite.checkpoint.hub import export_folder
-from smolite.checkpoint.quantized_weights import weights_file
+from smolite import checkpoint, evaluation, serving, training
+from smolite.checkpoint import export_folder, weights_file
 from smolite.cli.demo import run_demo
-from smolite.data.pairs import read_pairs
-from smolite.data.sources import resolve_dataset
-from smolite.data.template import Message, fit_context, read_conversations
-from smolite.evaluation import likelihood as scores
-from smolite.evaluation.pairs import evaluate_pairs
-from smolite.exporters import TARGETS
+from smolite.data import Message, fit_context, read_conversations, read_pairs, resolve_dataset
+from smolite.evaluation import evaluate_pairs
+from smolite.exporters import TARGETS, count_slots, measure_speeds, smallest
+from smolite.exporters import convert as convert_model
 from smolite.exporters import export as export_run
-from smolite.exporters.litertlm.engine import count_slots, measure_speeds
-from smolite.exporters.neighbours.conversion import convert as convert_model
-from smolite.exporters.quality.ladder import smallest
-from smolite.exporters.verification.verification import verify as verify_run
-from smolite.generation.keras_engine import Engine
-from smolite.generation.loop import check_new_tokens, stream
-from smolite.generation.replies import stream_reply
-from smolite.generation.sampling import Sampling
-from smolite.models.config import PRESETS
-from smolite.models.parameters import show_parameters
-from smolite.models.seq2seq_lm import Seq2SeqLM
-from smolite.serving import page
-from smolite.serving import talker as answers
-from smolite.training import fit as recipes
-from smolite.training.options import TrainingOptions
-from smolite.training.pairs import train_pairs
+from smolite.exporters import verify as verify_run
+from smolite.generation import Engine, Sampling, check_new_tokens, stream, stream_reply
+from smolite.models import PRESETS, Seq2SeqLM, show_parameters
+from smolite.training import TrainingOptions, train_pairs
 
 Opened = TypeVar("Opened")
 
@@ -61,13 +46,13 @@ def demo(*, out: str, epochs: int) -> None:
 
 
 def pretrain(*, dataset: Sequence[str], out: str, **settings: Any) -> None:
-    """Trains on plain text; see `recipes.pretrain`."""
-    _report(recipes.pretrain(dataset, out, **_with_options(settings)), out)
+    """Trains on plain text; see `training.pretrain`."""
+    _report(training.pretrain(dataset, out, **_with_options(settings)), out)
 
 
 def finetune(*, dataset: str, out: str, **settings: Any) -> None:
-    """Trains on dialogues; see `recipes.finetune`."""
-    _report(recipes.finetune(dataset, out, **_with_options(settings)), out)
+    """Trains on dialogues; see `training.finetune`."""
+    _report(training.finetune(dataset, out, **_with_options(settings)), out)
 
 
 def pairs(*, dataset: str, out: str, **settings: Any) -> None:
@@ -137,7 +122,7 @@ def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampl
     loaded = checkpoint.load(run)
     ids, decoder = loaded.tokenizer.encode(prompt), loaded.tokenizer.stream()
     lent = open_engine(loaded, engine)
-    new = stream(lent, ids, max_new_tokens=max_new_tokens, sampling=how, stop_ids=answers.end_ids(loaded.tokenizer))
+    new = stream(lent, ids, max_new_tokens=max_new_tokens, sampling=how, stop_ids=serving.end_ids(loaded.tokenizer))
     if not loaded.model.config.num_encoder_layers:  # what an encoder-decoder reads is no part of what it writes
         print("".join(decoder.push(index) for index in ids), end="", flush=True)
     for index in new:
@@ -147,12 +132,12 @@ def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampl
 
 def app(*, run: str, engine: str, host: str, port: int) -> None:
     """Serves a page to talk with the run; see `serve_app`."""
-    page.serve_app(run, engine=ENGINE_FILES.get(engine, engine), host=host, port=port)
+    serving.serve_app(run, engine=ENGINE_FILES.get(engine, engine), host=host, port=port)
 
 
 def open_engine(run: checkpoint.Run, name: str) -> Engine:
     """The engine called `name`: `keras`, or one of `ENGINE_FILES`."""
-    return answers.open_engine(run, ENGINE_FILES.get(name, name))
+    return serving.open_engine(run, ENGINE_FILES.get(name, name))
 
 
 def export(*, run: str, **settings: Any) -> None:
@@ -210,8 +195,8 @@ def evaluate(*, run: str, dataset: str, engine: str) -> None:
     fitted = fit_context(read.conversations, loaded.tokenizer, context_length=length, template=loaded.template)
     counts = ", ".join(f"{count:,} {case}" for case, count in fitted.counts.items() if count)
     print(f"{read.summary()}\n{counts} in {length:,} tokens")
-    known = fitted.examples, scores.count_characters(fitted)
-    result = scores.trace_examples(lent, *known).evaluation if lent else scores.evaluate_examples(loaded.model, *known)
+    known = fitted.examples, evaluation.count_characters(fitted)
+    result = evaluation.trace_examples(lent, *known).evaluation if lent else evaluation.evaluate_examples(loaded.model, *known)
     print(result.summary())
 
 

@@ -1,1 +1,8 @@
-"""From files of people to rows of token ids: sources, dialogues, pairs, templates, packing."""
+"""From files of people to rows of token ids: sources, dialogues, pairs, templates, packing.
+
+The names that other wings may use are listed in `__init__.pyi`, and load at first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

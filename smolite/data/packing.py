@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smolite.text.tokenizer import Tokenizer
+from smolite.text import Tokenizer
 
 Example = tuple[Sequence[int], Sequence[int]]
 

@@ -12,8 +12,7 @@ import numpy as np
 from smolite.data.dialogues import Conversation
 from smolite.data.packing import PackedRows, PackedSources, checked_fields, filled_rows
 from smolite.data.sources import checked_text, read_objects
-from smolite.text.normalization import composed_length
-from smolite.text.tokenizer import Tokenizer
+from smolite.text import Tokenizer, composed_length
 
 PairExample = tuple[Sequence[int], Sequence[int]]
 _OPEN_ROWS = 64  # that a pair may still be put into; the others are full, or nearly

@@ -10,7 +10,7 @@ from typing import Any
 
 from smolite.data.dialogues import ROLES, Conversation, Message, ReadResult, read_conversations
 from smolite.data.sources import read_texts, resolve_dataset
-from smolite.text.tokenizer import Tokenizer
+from smolite.text import Tokenizer
 
 __all__ = [
     "ChatTemplate",

@@ -13,15 +13,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from smolite.data.dataset import ChatDataset
-from smolite.data.packing import Example, PackedRows, pack
-from smolite.data.template import ChatTemplate, Conversation, Fitted, fit_context
-from smolite.generation.keras_engine import Engine, prefill_length
-from smolite.models.causal_lm import CausalLM
-from smolite.models.cross_entropy import token_nll
-from smolite.models.seq2seq_lm import LanguageModel
-from smolite.text.normalization import composed_length
-from smolite.text.tokenizer import Tokenizer
+from smolite.data import ChatDataset, ChatTemplate, Conversation, Example, Fitted, PackedRows, fit_context, pack
+from smolite.generation import Engine, prefill_length
+from smolite.models import CausalLM, LanguageModel, token_nll
+from smolite.text import Tokenizer, composed_length
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from smolite.data.dataset import ChatDataset
-from smolite.data.pairs import FittedPairs, Pair, fit_pairs, pack_pairs, row_lengths, unpacked_pairs
+from smolite.data import ChatDataset, FittedPairs, Pair, fit_pairs, pack_pairs, row_lengths, unpacked_pairs
 from smolite.evaluation.likelihood import Evaluation, evaluate_rows, scorer_of
-from smolite.models.seq2seq_lm import Seq2SeqLM
-from smolite.text.tokenizer import Tokenizer
+from smolite.models import Seq2SeqLM
+from smolite.text import Tokenizer
 
 _STEP = 16  # lengths are rounded up to multiples of this, so that few are compiled
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？…])\s+|\n+")

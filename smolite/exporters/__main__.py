@@ -13,7 +13,7 @@ def main(job: dict) -> None:
         job: `module` of the target and whether it is `complete`, `run`, `path` to write, and the keyword arguments of the
             target's `build`.
     """
-    from smolite.checkpoint import run as checkpoint
+    from smolite import checkpoint
 
     run, path, module = job.pop("run"), Path(job.pop("path")), job.pop("module")
     print(f"{path.name}: loading {run}", flush=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from smolite.exporters.litert.quantization import WAYS
 
 if TYPE_CHECKING:
-    from smolite.checkpoint.run import Run
-    from smolite.generation.keras_engine import Engine
+    from smolite.checkpoint import Run
+    from smolite.generation import Engine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from smolite.models.caches import caches_written_by
-from smolite.models.causal_lm import CausalLM
-from smolite.models.layers import MASKED_SCORE
-from smolite.models.projections import rows_in_parts, rows_joined
+from smolite.models import MASKED_SCORE, CausalLM, caches_written_by, rows_in_parts, rows_joined
 
 MOST_AHEAD = 32  # tokens picked in one call of the loop: enough to hide the call, few enough to be interrupted
 _ROW_PARTS = 4  # on two cores, 2 and 4 make steps equally fast, 8 slower ones

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from smolite.generation.compiled_steps import MOST_AHEAD, compiled_decoder
-from smolite.models.causal_lm import CausalLM
+from smolite.models import CausalLM
 
 _SHORTEST_PREFILL = 16
 

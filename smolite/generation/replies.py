@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from smolite.data.template import ChatTemplate, Message
+from smolite.data import ChatTemplate, Message
 from smolite.generation.keras_engine import Engine
 from smolite.generation.loop import stream
 from smolite.generation.sampling import GREEDY, Sampling
-from smolite.text.tokenizer import Tokenizer
+from smolite.text import Tokenizer
 
 
 def stream_reply(

@@ -12,10 +12,8 @@ from keras import ops
 
 from smolite.generation.compiled_steps import compiled
 from smolite.generation.keras_engine import Engine, KerasEngine, check_prompts, checked_size, prefill_length
-from smolite.models.caches import flattened
-from smolite.models.layers import MASKED_SCORE
-from smolite.models.seq2seq_lm import LanguageModel, Seq2SeqLM
-from smolite.text.tokenizer import Tokenizer
+from smolite.models import MASKED_SCORE, LanguageModel, Seq2SeqLM, flattened
+from smolite.text import Tokenizer
 
 
 class Seq2SeqEngine:
@@ -96,7 +94,7 @@ class Seq2SeqEngine:
         return ops.convert_to_numpy(logits)
 
 
-def keras_engine(model: LanguageModel, tokenizer: Tokenizer) -> Engine:
+def engine_for_model(model: LanguageModel, tokenizer: Tokenizer) -> Engine:
     """The engine that runs a Keras model of either kind, one row at a time."""
     if isinstance(model, Seq2SeqLM):
         return Seq2SeqEngine(model, start_id=tokenizer.start_id)

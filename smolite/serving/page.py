@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from smolite.checkpoint import run as checkpoint
-from smolite.data.dialogues import Message
-from smolite.generation.sampling import Sampling
+from smolite import checkpoint
+from smolite.data import Message
+from smolite.generation import Sampling
 from smolite.serving.talker import KERAS, Talker, engine_names
 
 ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)

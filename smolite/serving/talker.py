@@ -8,17 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from smolite.checkpoint.hub import export_folder
-from smolite.checkpoint.run import Run
-from smolite.data.dialogues import Message
-from smolite.exporters.delivery.manifest import stale_artifacts
-from smolite.exporters.targets import TARGETS, Target
-from smolite.generation.keras_engine import Engine
-from smolite.generation.loop import stream
-from smolite.generation.replies import stream_reply
-from smolite.generation.sampling import Sampling
-from smolite.generation.seq2seq_engine import keras_engine
-from smolite.text.tokenizer import Tokenizer
+from smolite.checkpoint import Run, export_folder
+from smolite.data import Message
+from smolite.exporters import TARGETS, Target, stale_artifacts
+from smolite.generation import Engine, Sampling, engine_for_model, stream, stream_reply
+from smolite.text import Tokenizer
 
 KERAS = "keras"
 PAUSE = 0.03  # seconds between two states of a growing text: faster than people read, slow enough not to delay the engine
@@ -171,7 +165,7 @@ def open_engine(run: Run, name: str) -> Engine:
         ImportError: the package that runs it is missing.
     """
     if name == KERAS:
-        return keras_engine(run.model, run.tokenizer)
+        return engine_for_model(run.model, run.tokenizer)
     if name not in _targets():
         offered = ", ".join(engine_names(run))
         raise ValueError(f"The engine must be one of {offered}. Received: {name}. Choose one, or export the file first.")

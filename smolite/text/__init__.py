@@ -1,1 +1,8 @@
-"""Text and token ids: normalization, SentencePiece and byte-level tokenizers."""
+"""Text and token ids: normalization, SentencePiece and byte-level tokenizers.
+
+The names that other wings may use are listed in `__init__.pyi`, and load at first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

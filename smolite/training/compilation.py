@@ -5,9 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from smolite.evaluation.likelihood import compile_with_xla
-from smolite.models.causal_lm import CausalLM
-from smolite.models.cross_entropy import logit_of, token_nll
+from smolite.evaluation import compile_with_xla
+from smolite.models import CausalLM, logit_of, token_nll
 from smolite.training.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate
 from smolite.training.options import TrainingOptions
 

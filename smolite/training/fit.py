@@ -9,14 +9,22 @@ from pathlib import Path
 
 import keras
 
-from smolite.checkpoint.run import Run, load, save
-from smolite.data.dataset import ChatDataset
-from smolite.data.dialogues import read_documents
-from smolite.data.packing import PackedRows, pack, text_rows
-from smolite.data.sources import resolve_dataset
-from smolite.data.template import ChatTemplate, Conversation, Message, fit_context, read_conversations
-from smolite.evaluation.likelihood import count_characters, count_text_characters
-from smolite.text.tokenizer import Tokenizer
+from smolite.checkpoint import Run, load, save
+from smolite.data import (
+    ChatDataset,
+    ChatTemplate,
+    Conversation,
+    Message,
+    PackedRows,
+    fit_context,
+    pack,
+    read_conversations,
+    read_documents,
+    resolve_dataset,
+    text_rows,
+)
+from smolite.evaluation import count_characters, count_text_characters
+from smolite.text import Tokenizer
 from smolite.training import callbacks, progress
 from smolite.training.compilation import compile_for_training
 from smolite.training.options import TrainingOptions

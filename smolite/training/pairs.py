@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from smolite.checkpoint.run import Run, load
-from smolite.data.pairs import FittedPairs, Pair, fit_pairs, pack_pairs, read_pairs, row_lengths
-from smolite.data.sources import resolve_dataset
-from smolite.generation.keras_engine import Engine
-from smolite.generation.loop import generate
-from smolite.generation.seq2seq_engine import Seq2SeqEngine
-from smolite.models.config import ModelConfig
-from smolite.text.tokenizer import Tokenizer
+from smolite.checkpoint import Run, load
+from smolite.data import FittedPairs, Pair, fit_pairs, pack_pairs, read_pairs, resolve_dataset, row_lengths
+from smolite.generation import Engine, Seq2SeqEngine, generate
+from smolite.models import ModelConfig
+from smolite.text import Tokenizer
 from smolite.training.fit import Split, train_run
 from smolite.training.options import TrainingOptions
 from smolite.training.samples import SAMPLES

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from smolite.checkpoint.run import Run
-from smolite.data.dialogues import Message
-from smolite.generation.keras_engine import Engine, KerasEngine
-from smolite.generation.loop import generate
-from smolite.generation.replies import reply
-from smolite.generation.sampling import Sampling
-from smolite.models.causal_lm import CausalLM
+from smolite.checkpoint import Run
+from smolite.data import Message
+from smolite.generation import Engine, KerasEngine, Sampling, generate, reply
+from smolite.models import CausalLM
 
 SAMPLES, SAMPLE_TOKENS = 3, 48
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import keras
 
-from smolite.checkpoint.run import Run
-from smolite.models.config import ModelConfig
-from smolite.models.seq2seq_lm import LanguageModel, new_language_model
-from smolite.text.tokenizer import Tokenizer
+from smolite.checkpoint import Run
+from smolite.models import LanguageModel, ModelConfig, new_language_model
+from smolite.text import Tokenizer
 from smolite.training.options import TrainingOptions
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smolite.files import write_file
-from smolite.models.config import ModelConfig
-from smolite.text.tokenizer import Tokenizer, train_fitting_tokenizer
+from smolite.models import ModelConfig
+from smolite.text import Tokenizer, train_fitting_tokenizer
 from smolite.training.callbacks import STATE_FILE
 
 

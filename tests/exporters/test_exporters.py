@@ -24,13 +24,14 @@ from smolite.checkpoint import run as checkpoint
 from smolite.cli import demo
 from smolite.data.hub_templates import SMOLLM2_CHAT
 from smolite.data.template import Message
-from smolite.exporters import TARGETS, export
 from smolite.exporters.delivery.client_files import check_client_files, write_client_files
 from smolite.exporters.edge.engine import CachedEngine
 from smolite.exporters.edge.signatures import choose_lengths
+from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import open_flatbuffer, operator_counts, structure_problems
 from smolite.exporters.litert.quantization import quantize_tflite, tidy_scales
+from smolite.exporters.targets import TARGETS
 from smolite.generation.keras_engine import KerasEngine
 from smolite.generation.loop import generate
 from smolite.models.causal_lm import CausalLM
@@ -200,7 +201,7 @@ def test_missing_packages_are_named_and_nothing_heavy_is_imported():
     code = """if True:
         import sys
         sys.modules["tensorflow"] = sys.modules["ai_edge_litert"] = None
-        from smolite.exporters import export
+        from smolite.exporters.exporting import export
         try:
             export("a run")
         except ImportError as error:

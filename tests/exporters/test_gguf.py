@@ -15,7 +15,7 @@ from tiny_json import CORPUS, ROLES, trained
 from smolite.checkpoint import run as checkpoint
 from smolite.checkpoint.weights import assign_weights
 from smolite.data.template import Message
-from smolite.exporters import export
+from smolite.exporters.exporting import export
 from smolite.exporters.gguf.build import build, interleave
 from smolite.exporters.gguf.engine import LlamaCppEngine
 from smolite.exporters.verification.verification import verify

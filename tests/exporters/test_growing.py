@@ -10,7 +10,7 @@ from bundled import growing_bundles, lively_bundles
 from exported import save_small_run
 from test_faults import edit, turn_otherwise, write_to_the_first_slot
 
-from smolite.exporters import export
+from smolite.exporters.exporting import export
 from smolite.exporters.litert.flatbuffer import is_stored, open_flatbuffer, operator_counts, structure_problems
 from smolite.exporters.litertlm.build import bundle
 from smolite.exporters.litertlm.engine import LiteRTLMEngine

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from exported import ROOT, run_apart, save_small_run
 
-from smolite.exporters import export
 from smolite.exporters.delivery import manifest
 from smolite.exporters.delivery.manifest import manifest_problems
 from smolite.exporters.delivery.placement import UNFINISHED, staging_folder
+from smolite.exporters.exporting import export
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_an_export_that_is_killed_while_it_converts(run):
 
 FULL = """
 import resource, signal, sys
-from smolite.exporters import export
+from smolite.exporters.exporting import export
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (170_000, 170_000))

@@ -17,7 +17,7 @@ from smolite import exporters
 from smolite.checkpoint import run as checkpoint
 from smolite.cli.verbs import bench
 from smolite.data.hub_templates import SMOLLM2_CHAT
-from smolite.exporters import export
+from smolite.exporters.exporting import export
 from smolite.exporters.litertlm.build import TEMPERATURE, TOP_K, TOP_P, check_run
 from smolite.exporters.litertlm.engine import LiteRTLMEngine, count_slots, measure_speeds
 from smolite.models.causal_lm import CausalLM
@@ -118,7 +118,7 @@ def test_missing_packages_are_named():
     code = """if True:
         import sys
         sys.modules["litert_lm"] = sys.modules["litert_lm_builder"] = None
-        from smolite.exporters import export
+        from smolite.exporters.exporting import export
         try:
             export("a run", format="litertlm")
         except ImportError as error:

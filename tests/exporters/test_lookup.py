@@ -8,9 +8,9 @@ from exported import DRAFTS, SLOTS, exported_run, keras_logits, windowed_file
 from test_faults import edit, write_to_the_first_slot
 
 from smolite.checkpoint import run as checkpoint
-from smolite.exporters import export
 from smolite.exporters.edge.lookup import Lookup
 from smolite.exporters.edge.signatures import check_drafts, drafts_of, signature_shapes
+from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.verification.verification import verify
 from smolite.generation.loop import generate

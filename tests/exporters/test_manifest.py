@@ -178,7 +178,7 @@ def test_files_and_folders_are_moved_over_old_ones(tmp_path):
 
 FULL = """
 import resource, signal, sys
-from smolite.exporters import export
+from smolite.exporters.exporting import export
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -8,7 +8,7 @@ from test_faults import constants as constants_of
 from test_faults import edit
 
 from smolite.checkpoint import run as checkpoint
-from smolite.exporters import export
+from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import open_flatbuffer, operator_counts, operator_name, structure_problems
 from smolite.exporters.litert.quantization import WAYS, check_way, quantize_tflite

@@ -12,7 +12,7 @@ from served import HOSTILE, free_port, hostile_run, served
 
 from smolite.checkpoint import run as checkpoint
 from smolite.data.template import Message
-from smolite.exporters import export
+from smolite.exporters.exporting import export
 from smolite.exporters.litertlm.browser_engine import BrowserEngine
 from smolite.exporters.verification.verification import verify
 from smolite.generation.keras_engine import KerasEngine

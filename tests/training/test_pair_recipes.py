@@ -18,7 +18,7 @@ from smolite.data.template import ChatTemplate, Message
 from smolite.evaluation.pairs import PairScorer, best_targets, evaluate_pairs, sentences, spans
 from smolite.generation.replies import fit_source, reply
 from smolite.generation.sampling import GREEDY
-from smolite.generation.seq2seq_engine import Seq2SeqEngine, keras_engine
+from smolite.generation.seq2seq_engine import Seq2SeqEngine, engine_for_model
 from smolite.models.config import PRESETS
 from smolite.models.seq2seq_lm import Seq2SeqLM
 from smolite.serving.talker import Talker
@@ -89,7 +89,7 @@ def test_a_run_can_be_gone_on_with(trained, tmp_path):
 def test_the_command_line_writes_and_scores(trained, capsys):
     path = str(trained[0].path)
     assert cli.main(["generate", path, "비가 와요.", "--temperature", "0", "--max-new-tokens", "9"]) == 0
-    engine = keras_engine(trained[0].model, tokenizer())
+    engine = engine_for_model(trained[0].model, tokenizer())
     (ids,) = smolite.generate(engine, [tokenizer().encode("비가 와요.")], max_new_tokens=9, stop_ids=[tokenizer().end_id])
     assert capsys.readouterr().out == tokenizer().decode(ids) + "\n"
     assert cli.main(["evaluate", path, "sample-pairs-heldout"]) == 0

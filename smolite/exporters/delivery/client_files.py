@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from smolite.checkpoint.run import JSON_TOKENIZER_FILE, TOKENIZER_FILE
-from smolite.data.template import ChatTemplate
+from smolite.checkpoint import JSON_TOKENIZER_FILE, TOKENIZER_FILE
+from smolite.data import ChatTemplate
 from smolite.files import write_file
-from smolite.text.json_tokenizer import JsonTokenizer
-from smolite.text.tokenizer import Tokenizer
+from smolite.text import JsonTokenizer, Tokenizer
 
 CHAT_FILE = "chat.json"
 

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from smolite.checkpoint.run import CONFIG_FILE, JSON_TOKENIZER_FILE, TOKENIZER_FILE
+from smolite.checkpoint import CONFIG_FILE, JSON_TOKENIZER_FILE, TOKENIZER_FILE
 from smolite.exporters.delivery.client_files import CHAT_FILE
 from smolite.exporters.delivery.report import Row, installed_versions
 from smolite.files import write_file

@@ -7,8 +7,8 @@ import numpy as np
 
 from smolite.exporters.edge.lookup import Lookup
 from smolite.exporters.edge.signatures import DECODE, prefill_name, verify_name, windowed_name
-from smolite.generation.keras_engine import check_free_slot, check_one_prompt
-from smolite.models.layers import MASKED_SCORE
+from smolite.generation import check_free_slot, check_one_prompt
+from smolite.models import MASKED_SCORE
 
 # What a call costs beyond its tokens, counted in tokens: reading the weights once (measured at 5 and 20 M parameters).
 _CALL_COST = 16

@@ -12,8 +12,8 @@ from smolite.exporters.delivery.native_log import native_log_dropped
 from smolite.exporters.edge.pair_signatures import ENCODE, is_cache
 from smolite.exporters.edge.signatures import DECODE, FORWARD
 from smolite.exporters.litert.engine import bind_buffers, compile_file, release
-from smolite.generation.keras_engine import check_one_prompt
-from smolite.models.layers import MASKED_SCORE
+from smolite.generation import check_one_prompt
+from smolite.models import MASKED_SCORE
 
 
 class CachedPairEngine(ABC):

@@ -12,10 +12,10 @@ A source is encoded once, and `decode` runs for each token of the target, whose 
 from typing import TYPE_CHECKING, Any
 
 from smolite.exporters.edge.signatures import DECODE, cache_name, cache_shapes, decode_specs, exact_head, look_up
-from smolite.models.config import ModelConfig
+from smolite.models import ModelConfig
 
 if TYPE_CHECKING:
-    from smolite.models.seq2seq_lm import Seq2SeqLM
+    from smolite.models import Seq2SeqLM
 
 ENCODE = "encode"
 _CROSS = "cross_cache"

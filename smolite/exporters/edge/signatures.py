@@ -24,10 +24,10 @@ the runtime would move a write that crosses its end. This is what LiteRT-LM asks
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from smolite.models.config import ModelConfig
+from smolite.models import ModelConfig
 
 if TYPE_CHECKING:
-    from smolite.models.causal_lm import CausalLM
+    from smolite.models import CausalLM
 
 DECODE = "decode"
 FORWARD = "forward"

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from keras.ops import convert_to_numpy
 
-from smolite.checkpoint import run as checkpoint
-from smolite.checkpoint.weights import model_weights
-from smolite.models.causal_lm import CausalLM
-from smolite.models.config import ModelConfig
-from smolite.text.json_tokenizer import JsonTokenizer
-from smolite.text.tokenizer import Tokenizer
+from smolite import checkpoint
+from smolite.checkpoint import model_weights
+from smolite.models import CausalLM, ModelConfig
+from smolite.text import JsonTokenizer, Tokenizer
 
 ARCHITECTURE = "llama"
 _WAYS: Mapping[str | None, str] = {None: "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}

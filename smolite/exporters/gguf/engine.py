@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smolite.generation.keras_engine import check_free_slot, check_one_prompt
+from smolite.generation import check_free_slot, check_one_prompt
 
 _MOST_SLOTS = 1024
 _FLOAT32 = 0  # of llama.cpp's `ggml_type`; its default for the cache is half precision

@@ -9,7 +9,7 @@ from smolite.exporters.edge.signatures import DECODE, GROWING_PREFILL
 from smolite.exporters.litert.flatbuffer import add_signature
 from smolite.exporters.litert.quantization import quantize_tflite
 from smolite.exporters.saved_model.build import build_saved_model
-from smolite.models.seq2seq_lm import LanguageModel
+from smolite.models import LanguageModel
 
 
 def build_tflite(saved_model: str | Path, path: str | Path, names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from smolite.exporters.edge.pair_signatures import ENCODE
 from smolite.exporters.edge.signatures import DECODE, prefill_lengths_of
 from smolite.files import write_file
-from smolite.models.config import ModelConfig
+from smolite.models import ModelConfig
 
 _ALIGNMENT = 64
 _LARGE = 1024  # bytes of a buffer; smaller ones may be what readers look for in the tables, such as a version

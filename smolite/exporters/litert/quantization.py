@@ -18,7 +18,7 @@ import numpy as np
 
 from smolite.exporters.litert.flatbuffer import open_flatbuffer, operator_name, read_flatbuffer, write_edited
 from smolite.files import write_file
-from smolite.models.config import ModelConfig
+from smolite.models import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

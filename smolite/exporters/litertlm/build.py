@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smolite.checkpoint.run import Run
+from smolite.checkpoint import Run
 from smolite.exporters.edge.signatures import cache_name
 from smolite.exporters.litert import build as tflite
 from smolite.exporters.litertlm.private_markers import PrivateTemplate, private_tokenizer
-from smolite.text.json_tokenizer import JsonTokenizer
+from smolite.text import JsonTokenizer
 
 # What the runtime samples with where a program asks for nothing else; as `smolite chat`, with the 40 likeliest tokens at most.
 TEMPERATURE, TOP_P, TOP_K = 0.7, 0.9, 40

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smolite.data.dialogues import Message
+from smolite.data import Message
 from smolite.exporters.delivery.native_log import drop_native_log_at_exit, native_log_dropped
 
 

@@ -14,10 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from smolite.data.dialogues import ROLES, Message
-from smolite.data.template import ChatTemplate
-from smolite.text.json_tokenizer import JsonTokenizer
-from smolite.text.tokenizer import Tokenizer
+from smolite.data import ROLES, ChatTemplate, Message
+from smolite.text import JsonTokenizer, Tokenizer
 
 _FIRST = 0x100000
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smolite.checkpoint import run as checkpoint
-from smolite.checkpoint.first_smolite import read_smolite1
+from smolite import checkpoint
+from smolite.checkpoint import read_smolite1
 from smolite.exporters.neighbours.keras_hub import from_keras_hub, library, to_keras_hub, tokenizer_of
 from smolite.files import new_directory
-from smolite.text.tokenizer import Tokenizer
+from smolite.text import Tokenizer
 
 FORMS = ("run", "keras-hub")
 _WEIGHTS_SUFFIX = ".weights.h5"

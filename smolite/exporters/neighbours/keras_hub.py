@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from smolite.checkpoint.run import Run
-from smolite.checkpoint.weights import assign_weights, model_weights
-from smolite.models.causal_lm import CausalLM
-from smolite.models.config import ModelConfig, RopeScaling
-from smolite.text.tokenizer import Tokenizer
+from smolite.checkpoint import Run, assign_weights, model_weights
+from smolite.models import CausalLM, ModelConfig, RopeScaling
+from smolite.text import Tokenizer
 
 _LAYERS = {
     "self_attention_layernorm": "input_layernorm",

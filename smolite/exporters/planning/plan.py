@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from smolite.checkpoint.hub import resolve_model
+from smolite.checkpoint import resolve_model
 from smolite.exporters.edge.signatures import cache_shapes, check_drafts, choose_lengths, choose_windows, signature_shapes
 from smolite.exporters.litert.quantization import WAYS, Way, check_way
 from smolite.exporters.planning.sizes import (
@@ -22,7 +22,7 @@ from smolite.exporters.planning.sizes import (
     tokenizer_size,
 )
 from smolite.exporters.targets import TARGETS
-from smolite.models.config import PRESETS, ModelConfig
+from smolite.models import PRESETS, ModelConfig
 
 CACHE_LENGTHS = (256, 512, 1024)  # shown beside the chosen one
 _RUNTIME = 105_000_000  # bytes that LiteRT-LM takes besides; fitted, see `runtime_memory`

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smolite.exporters.litert.quantization import Way
-from smolite.models.config import ModelConfig
+from smolite.models import ModelConfig
 
 BLOCK = 32  # weights that share a scale in Q8_0 and Q4_0
 _GRAPH = 4_000  # bytes of what describes a file without layers

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from smolite.checkpoint.run import Run
-from smolite.data.dialogues import read_conversations, read_documents
-from smolite.data.packing import Example
-from smolite.data.template import fit_context
-from smolite.evaluation.likelihood import Trace, count_characters, count_text_characters, trace_examples
-from smolite.generation.keras_engine import Engine
-from smolite.generation.loop import generate
+from smolite.checkpoint import Run
+from smolite.data import Example, fit_context, read_conversations, read_documents
+from smolite.evaluation import Trace, count_characters, count_text_characters, trace_examples
+from smolite.generation import Engine, generate
 
 MOST_PROMPTS, MOST_TOKENS = 20, 64  # greedy answers, and ids in each
 

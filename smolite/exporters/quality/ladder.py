@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smolite.checkpoint import run as checkpoint
-from smolite.checkpoint.hub import export_folder, resolve_model
-from smolite.data.sources import resolve_dataset
-from smolite.exporters import export
+from smolite import checkpoint
+from smolite.checkpoint import export_folder, resolve_model
+from smolite.data import resolve_dataset
 from smolite.exporters.edge.signatures import choose_lengths
+from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import structure_problems
 from smolite.exporters.litert.quantization import WAYS, check_way, quantize_tflite
@@ -26,7 +26,7 @@ from smolite.exporters.quality.agreement import (
 )
 from smolite.exporters.targets import TARGETS
 from smolite.files import write_file
-from smolite.models.config import ModelConfig
+from smolite.models import ModelConfig
 
 JSON_FILE, MARKDOWN_FILE = "quality.json", "quality.md"
 FLOAT = "float32"

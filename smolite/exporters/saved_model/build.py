@@ -16,7 +16,7 @@ from smolite.exporters.edge.signatures import (
     forward_signature,
     prefill_lengths_of,
 )
-from smolite.models.seq2seq_lm import LanguageModel, Seq2SeqLM
+from smolite.models import LanguageModel, Seq2SeqLM
 
 
 def build_saved_model(

@@ -14,11 +14,8 @@ from keras import ops
 from smolite.exporters.edge.engine import CachedEngine
 from smolite.exporters.edge.signatures import cache_name
 from smolite.exporters.saved_model.build import SavedModelEngine
-from smolite.generation.keras_engine import Engine, prefill_length
-from smolite.generation.seq2seq_engine import Seq2SeqEngine
-from smolite.models.causal_lm import CausalLM
-from smolite.models.layers import MASKED_SCORE
-from smolite.models.seq2seq_lm import LanguageModel, Seq2SeqLM
+from smolite.generation import Engine, Seq2SeqEngine, prefill_length
+from smolite.models import MASKED_SCORE, CausalLM, LanguageModel, Seq2SeqLM
 
 _MOST_LOGITS = 1 << 24  # of one forward: 64 MB
 

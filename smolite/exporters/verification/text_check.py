@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from smolite.checkpoint.run import Run
-from smolite.data.dialogues import Conversation, Message
-from smolite.data.template import ChatTemplate
-from smolite.evaluation.likelihood import Evaluation, trace_at_once
+from smolite.checkpoint import Run
+from smolite.data import ChatTemplate, Conversation, Message
+from smolite.evaluation import Evaluation, trace_at_once
 from smolite.exporters.delivery.report import Row
 from smolite.exporters.litertlm.browser_engine import BrowserEngine
 from smolite.exporters.litertlm.engine import LiteRTLMEngine

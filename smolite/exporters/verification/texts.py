@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from smolite.data.dialogues import read_conversations
-from smolite.data.sources import SAMPLE_FOLDER
-from smolite.text.tokenizer import Tokenizer
+from smolite.data import SAMPLE_FOLDER, read_conversations
+from smolite.text import Tokenizer
 
 SAMPLE = SAMPLE_FOLDER / "heldout.jsonl"
 TEXTS = (

@@ -7,13 +7,12 @@ from typing import Any
 
 import sentencepiece
 
-from smolite.checkpoint.run import JSON_TOKENIZER_FILE, TOKENIZER_FILE, Run
-from smolite.data.dialogues import Message
-from smolite.data.template import ChatTemplate
+from smolite.checkpoint import JSON_TOKENIZER_FILE, TOKENIZER_FILE, Run
+from smolite.data import ChatTemplate, Message
 from smolite.exporters.delivery.client_files import CHAT_FILE
 from smolite.exporters.delivery.report import Row
 from smolite.exporters.gguf.engine import LlamaCppEngine
-from smolite.text.tokenizer import Tokenizer
+from smolite.text import Tokenizer
 
 _Encode = Callable[[str], list[int]]
 

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from smolite.checkpoint import run as checkpoint
-from smolite.checkpoint.hub import export_folder, resolve_model
-from smolite.data.dialogues import Conversation, Message, read_conversations
-from smolite.evaluation.likelihood import evaluate, trace
+from smolite import checkpoint
+from smolite.checkpoint import export_folder, resolve_model
+from smolite.data import Conversation, Message, read_conversations
+from smolite.evaluation import evaluate, trace
 from smolite.exporters.delivery.manifest import MANIFEST_FILE, manifest_problems
 from smolite.exporters.delivery.report import Report, Row, installed_versions
 from smolite.exporters.edge.engine import CachedEngine
@@ -27,9 +27,8 @@ from smolite.exporters.verification.reference import Case, compare, work_out_cas
 from smolite.exporters.verification.text_check import asker, check_answers, check_page, check_scores, check_tokenizer
 from smolite.exporters.verification.texts import SAMPLE, TEXTS, parity_texts
 from smolite.exporters.verification.tokenizer_check import check_client_files_of, check_llama_tokenizer
-from smolite.generation.keras_engine import Engine, KerasEngine
-from smolite.generation.seq2seq_engine import Seq2SeqEngine
-from smolite.models.seq2seq_lm import Seq2SeqLM
+from smolite.generation import Engine, KerasEngine, Seq2SeqEngine
+from smolite.models import Seq2SeqLM
 
 # Largest difference of a logit or cache value in float32, as `reference.Difference` has it, and of a log probability, as
 # `text_check.check_scores` has it. Sums in another order differ by about 1e-6 of the largest value, so a fault stands out by

@@ -1,0 +1,14 @@
+from .first_smolite import read_smolite1 as read_smolite1
+from .hub import export_folder as export_folder
+from .hub import resolve_model as resolve_model
+from .quantized_weights import weights_file as weights_file
+from .run import CONFIG_FILE as CONFIG_FILE
+from .run import JSON_TOKENIZER_FILE as JSON_TOKENIZER_FILE
+from .run import TOKENIZER_FILE as TOKENIZER_FILE
+from .run import Run as Run
+from .run import load as load
+from .run import load_config as load_config
+from .run import load_model as load_model
+from .run import save as save
+from .weights import assign_weights as assign_weights
+from .weights import model_weights as model_weights

@@ -1,0 +1,15 @@
+from .delivery.manifest import stale_artifacts as stale_artifacts
+from .exporting import check_packages as check_packages
+from .exporting import export as export
+from .gguf.engine import LlamaCppEngine as LlamaCppEngine
+from .litert.engine import TFLiteEngine as TFLiteEngine
+from .litertlm.engine import count_slots as count_slots
+from .litertlm.engine import measure_speeds as measure_speeds
+from .neighbours.conversion import convert as convert
+from .neighbours.keras_hub import from_keras_hub as from_keras_hub
+from .neighbours.keras_hub import to_keras_hub as to_keras_hub
+from .planning.plan import plan as plan
+from .quality.ladder import smallest as smallest
+from .targets import TARGETS as TARGETS
+from .targets import Target as Target
+from .verification.verification import verify as verify

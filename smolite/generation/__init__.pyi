@@ -1,0 +1,13 @@
+from .keras_engine import Engine as Engine
+from .keras_engine import KerasEngine as KerasEngine
+from .keras_engine import check_free_slot as check_free_slot
+from .keras_engine import check_one_prompt as check_one_prompt
+from .keras_engine import prefill_length as prefill_length
+from .loop import check_new_tokens as check_new_tokens
+from .loop import generate as generate
+from .loop import stream as stream
+from .replies import reply as reply
+from .replies import stream_reply as stream_reply
+from .sampling import Sampling as Sampling
+from .seq2seq_engine import Seq2SeqEngine as Seq2SeqEngine
+from .seq2seq_engine import engine_for_model as engine_for_model

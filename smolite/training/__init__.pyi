@@ -1,0 +1,7 @@
+from .compilation import NextTokenLoss as NextTokenLoss
+from .compilation import Perplexity as Perplexity
+from .fit import finetune as finetune
+from .fit import pretrain as pretrain
+from .options import RECIPES as RECIPES
+from .options import TrainingOptions as TrainingOptions
+from .pairs import train_pairs as train_pairs
