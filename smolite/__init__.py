@@ -15,6 +15,8 @@ _EXTRAS = {"tensorflow": "tf", "jax": "jax", "torch": "torch"}
 
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"Module 'smolite' has no attribute {name!r}. Choose one of: {', '.join(__all__)}.")
     try:
         return _load(name)
     except ModuleNotFoundError as error:
