@@ -20,10 +20,10 @@ from smolite.training.options import TrainingOptions
 def main(job: dict[str, Any], link: Link) -> None:
     """Trains the side that the job names."""
     config, options = ModelConfig.from_dict(job["config"]), begin(job)
-    shape = job["total"] * job["batch_size"], job["row_length"]
+    shape = job["total"] * job["batch_size"], job["sequence_length"]
     random = np.random.default_rng(0)
     sources, targets = (random.integers(4, config.vocab_size, (shape[0], shape[1] + more), "int32") for more in (0, 1))
-    learnt = [options.batch_size * options.row_length] * job["total"]
+    learnt = [options.batch_size * options.sequence_length] * job["total"]
     sides = {"smolite": fit_smolite, "keras-hub": fit_keras_hub, "transformers": fit_transformers}
     link.mark_imported()
     sides[job["side"]](job, config, options, (sources, targets), Turns(link, learnt, job=job, fill=1.0))
@@ -32,7 +32,7 @@ def main(job: dict[str, Any], link: Link) -> None:
 
 def fit_smolite(job: dict[str, Any], config: ModelConfig, options: TrainingOptions, pairs: Any, turns: Turns) -> None:
     """Our encoder-decoder as `train_pairs` trains it."""
-    rows = pack_pairs(list(zip(*pairs, strict=True)), options.row_length, source_length=options.row_length)
+    rows = pack_pairs(list(zip(*pairs, strict=True)), options.sequence_length, source_length=options.sequence_length)
     model = Seq2SeqLM(config)
     compile_for_training(model, options, total_steps=1_000)
     dataset = ChatDataset(rows, options.batch_size, steps_per_epoch=job["total"])
@@ -51,7 +51,7 @@ def fit_keras_hub(job: dict[str, Any], config: ModelConfig, options: TrainingOpt
         hidden_dim=config.hidden_dim,
         intermediate_dim=bart_width(config),
         dropout=0.0,
-        max_sequence_length=options.row_length,
+        max_sequence_length=options.sequence_length,
     )
     model = keras_hub.models.BartSeq2SeqLM(backbone, preprocessor=None)
     sources, targets = pairs
@@ -71,7 +71,7 @@ def fit_transformers(job: dict[str, Any], config: ModelConfig, options: Training
     for side in ("encoder", "decoder"):
         fields |= {f"{side}_layers": config.num_layers, f"{side}_attention_heads": config.num_query_heads}
         fields |= {f"{side}_ffn_dim": bart_width(config)}
-    model = BartForConditionalGeneration(BartConfig(**fields, max_position_embeddings=options.row_length))
+    model = BartForConditionalGeneration(BartConfig(**fields, max_position_embeddings=options.sequence_length))
     sources, targets = (torch.tensor(ids, dtype=torch.int64).split(options.batch_size) for ids in pairs)
     batches = [
         {"input_ids": source, "decoder_input_ids": target[:, :-1], "labels": target[:, 1:].contiguous()}

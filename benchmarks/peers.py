@@ -21,13 +21,13 @@ class Size:
     Args:
         config: the shape.
         batch_size: rows in a step.
-        row_length: tokens in a row.
+        sequence_length: tokens in a row.
         steps: training steps in a turn.
     """
 
     config: ModelConfig
     batch_size: int = 32
-    row_length: int = 128
+    sequence_length: int = 128
     steps: int = 2
 
 
@@ -43,7 +43,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
                 intermediate_dim=1024,
             )
         ),
-        "135m": Size(ModelConfig.from_preset("smollm2-135m"), batch_size=4, row_length=256),
+        "135m": Size(ModelConfig.from_preset("smollm2-135m"), batch_size=4, sequence_length=256),
         "small": Size(ModelConfig.from_preset("smolite-small"), steps=4),
         "toy": Size(
             ModelConfig(

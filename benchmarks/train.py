@@ -12,12 +12,13 @@ Each side runs in a process of its own; they take turns of a few steps. The case
   size's decoder, beside BART of the same depth, width and number of weights. Target tokens per second.
 
 All sides train with AdamW, weight decay, clipping and tied embeddings, in float32 unless `--dtype` says otherwise, and update
-the weights after every `--accumulation` batches. Loss and metrics are each side's own. transformers' side is a plain loop with
-torch's fused AdamW and without `torch.compile`, which can make it faster; no ratio here is one beside compiled transformers.
+the weights after every `--gradient-accumulation-steps` batches. Loss and metrics are each side's own. transformers' side is a
+plain loop with torch's fused AdamW and without `torch.compile`, which can make it faster; no ratio here is one beside compiled
+transformers.
 
 The settings of the recipe `smollm2`, for which attention scores and logits take some 80 GB on our side, by arithmetic:
 
-    python benchmarks/train.py --backend torch --case text --size 135m --rows 8 --length 2048 --accumulation 4 \
+    python benchmarks/train.py --backend torch --case text --size 135m --rows 8 --length 2048 --gradient-accumulation-steps 4 \
         --dtype mixed_bfloat16 --steps 10 --repeats 2
 
 On TensorFlow's CPU both Keras sides run without XLA, which is faster; `--peer-jit default` leaves keras-hub its default.
@@ -64,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=count, help="steps in a turn; default: the size's own")
     parser.add_argument("--rows", type=count, help="rows in a batch; default: the size's own")
     parser.add_argument("--length", type=count, help="tokens in a row; default: the size's own")
-    parser.add_argument("--accumulation", type=count, default=1, help="batches in a step")
+    parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help="batches in a step")
     parser.add_argument("--dtype", choices=["float32", "mixed_bfloat16"], default="float32", help="of the arithmetic")
     parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="transformers: not for dialogues")
     parser.add_argument("--peer-jit", choices=["same", "default"], default="same", help="keras-hub's `jit_compile`")
@@ -79,19 +80,19 @@ def compare(case: str, backend: str, options: argparse.Namespace, folder: Path) 
     size = dataclasses.replace(
         size,
         batch_size=options.rows or size.batch_size,
-        row_length=options.length or size.row_length,
+        sequence_length=options.length or size.sequence_length,
         steps=options.steps or size.steps,
     )
     job: dict[str, Any] = {"case": case, "peer_jit": options.peer_jit, "turns": options.repeats, "dtype": options.dtype}
-    job |= {"batch_size": size.batch_size, "row_length": size.row_length, "steps": size.steps}
-    job |= {"accumulation": options.accumulation}
+    job |= {"batch_size": size.batch_size, "sequence_length": size.sequence_length, "steps": size.steps}
+    job |= {"gradient_accumulation_steps": options.gradient_accumulation_steps}
     config, source = size.config, "random ids"
     if case == "dialogues":
         path = options.dialogues or next(path for path in DIALOGUES if path.exists())
         job |= {"dialogues": str(path), "tokenizer": str(folder / "tokenizer.model")}
         config, source = dataclasses.replace(config, vocab_size=trained_vocabulary(job, most=config.vocab_size)), path.name
     if case == "pairs":
-        config = dataclasses.replace(config, num_encoder_layers=config.num_layers, context_length=size.row_length)
+        config = dataclasses.replace(config, num_encoder_layers=config.num_layers, context_length=size.sequence_length)
     job["config"] = dataclasses.asdict(config)
     script = "pair_sides.py" if case == "pairs" else "train_sides.py"
     with ExitStack() as stack:
@@ -102,8 +103,8 @@ def compare(case: str, backend: str, options: argparse.Namespace, folder: Path) 
         take_turns(workers, options.repeats)
     jit = " on both sides" if options.peer_jit == "same" else " on our side, keras-hub's default on its own"
     xla = f", without XLA{jit}" if backend == "tensorflow" else ""
-    several = f"{options.accumulation} × " if options.accumulation > 1 else ""
-    title = f"### {case}, {backend}: batch {several}{size.batch_size} × {size.row_length}, {source}"
+    several = f"{options.gradient_accumulation_steps} × " if options.gradient_accumulation_steps > 1 else ""
+    title = f"### {case}, {backend}: batch {several}{size.batch_size} × {size.sequence_length}, {source}"
     note = f"{shape_of(config)}{xla}; {options.repeats} turns of {job['steps']} steps."
     heads = ["side", *FIGURES.format(unit=UNITS[case]).split(", ")]
     return f"{title}\n\n{note}\n\n{markdown(heads, rows_of(workers, job['steps']))}"

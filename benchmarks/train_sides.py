@@ -38,7 +38,8 @@ class Turns(keras.callbacks.Callback):
     def __init__(self, link: Link, learnt: Sequence[int], *, job: dict[str, Any], fill: float):
         super().__init__()
         self.link, self.learnt, self.facts = link, learnt, {"fill": fill}
-        self.batches, self.warm_up = job["steps"] * job["accumulation"], WARM_UP * job["accumulation"]
+        batches_per_step = job["gradient_accumulation_steps"]
+        self.batches, self.warm_up = job["steps"] * batches_per_step, WARM_UP * batches_per_step
         self.started = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -66,8 +67,8 @@ def main(job: dict[str, Any], link: Link) -> None:
 
 def begin(job: dict[str, Any]) -> TrainingOptions:
     """Counts the batches of a job, sets dtype and seed, and returns the settings of both sides."""
-    job["total"] = (WARM_UP + job["steps"] * job["turns"]) * job["accumulation"]
-    settings = {name: job[name] for name in ("batch_size", "row_length", "accumulation", "dtype")}
+    job["total"] = (WARM_UP + job["steps"] * job["turns"]) * job["gradient_accumulation_steps"]
+    settings = {name: job[name] for name in ("batch_size", "sequence_length", "gradient_accumulation_steps", "dtype")}
     keras.config.set_dtype_policy(job["dtype"])
     keras.utils.set_random_seed(0)
     return TrainingOptions(**settings, dropout=0.0)
@@ -77,7 +78,7 @@ def fit_smolite(job: dict[str, Any], link: Link, config: ModelConfig, options: T
     """Our model as `pretrain` and `finetune` train it: packed rows, logits only where something is learnt."""
     link.mark_imported()
     examples = fitted_dialogues(job).examples if job["case"] == "dialogues" else random_examples(job, config)
-    rows = pack(examples, options.row_length)
+    rows = pack(examples, options.sequence_length)
     dataset = ChatDataset(rows, options.batch_size, steps_per_epoch=job["total"])
     learnt = [int(np.count_nonzero(dataset.batch(step)[2])) for step in range(job["total"])]
     model = CausalLM(config)
@@ -93,14 +94,16 @@ def fit_keras_hub(job: dict[str, Any], link: Link, config: ModelConfig, options:
     link.mark_imported()
     if job["case"] == "dialogues":
         texts, learnt, fill = dialogue_texts(job, options)
-        model = keras_hub_model(config, preprocessor=preprocessor_of(Tokenizer(job["tokenizer"]), length=options.row_length))
+        model = keras_hub_model(
+            config, preprocessor=preprocessor_of(Tokenizer(job["tokenizer"]), length=options.sequence_length)
+        )
         data = {"x": texts}
     else:
         ids = np.array([ids for ids, _ in random_examples(job, config)], "int32")
         model, fill = keras_hub_model(config), 1.0
         tokens = ids[:, :-1]
         data = {"x": {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}, "y": ids[:, 1:]}
-        learnt = [options.batch_size * options.row_length] * job["total"]
+        learnt = [options.batch_size * options.sequence_length] * job["total"]
     compile_keras_hub(model, options, job)
     turns = Turns(link, learnt, job=job, fill=fill)
     model.fit(**data, batch_size=options.batch_size, verbose=0, shuffle=False, callbacks=[turns])
@@ -114,7 +117,7 @@ def fit_transformers(job: dict[str, Any], link: Link, config: ModelConfig, optio
     link.mark_imported()
     rows = torch.tensor([ids[:-1] for ids, _ in random_examples(job, config)])
     batches = [{"input_ids": rows, "labels": rows} for rows in rows.split(options.batch_size)]
-    learnt = [options.batch_size * options.row_length] * job["total"]
+    learnt = [options.batch_size * options.sequence_length] * job["total"]
     train_on_torch(transformers_model(config), batches, options, Turns(link, learnt, job=job, fill=1.0))
 
 
@@ -124,8 +127,8 @@ def compile_keras_hub(model: keras.Model, options: TrainingOptions, job: dict[st
         options.learning_rate,
         weight_decay=options.weight_decay,
         beta_2=options.beta_2,
-        global_clipnorm=options.clip_norm,
-        gradient_accumulation_steps=options.accumulation if options.accumulation > 1 else None,
+        global_clipnorm=options.global_clipnorm,
+        gradient_accumulation_steps=options.gradient_accumulation_steps if options.gradient_accumulation_steps > 1 else None,
     )
     model.compile(optimizer, jit_compile=compile_with_xla() if job["peer_jit"] == "same" else "auto")
 
@@ -143,9 +146,9 @@ def train_on_torch(model: Any, batches: Sequence[dict[str, Any]], options: Train
     for number, batch in enumerate(batches):
         with torch.autocast(device, torch.bfloat16, enabled=options.dtype != "float32"):
             loss = model(**{name: ids.to(device) for name, ids in batch.items()}, use_cache=False).loss
-        (loss / options.accumulation).backward()
-        if (number + 1) % options.accumulation == 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+        (loss / options.gradient_accumulation_steps).backward()
+        if (number + 1) % options.gradient_accumulation_steps == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.global_clipnorm)
             optimizer.step()
             optimizer.zero_grad()
         turns.on_train_batch_end(number, {"loss": loss.detach()})
@@ -153,7 +156,7 @@ def train_on_torch(model: Any, batches: Sequence[dict[str, Any]], options: Train
 
 def random_examples(job: dict[str, Any], config: ModelConfig) -> list[tuple[list[int], list[int]]]:
     """Full rows of random ids: what a step costs does not depend on what the text says."""
-    shape = job["total"] * job["batch_size"], job["row_length"] + 1
+    shape = job["total"] * job["batch_size"], job["sequence_length"] + 1
     ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
     return [(row, [1] * len(row)) for row in ids.tolist()]
 
@@ -161,7 +164,7 @@ def random_examples(job: dict[str, Any], config: ModelConfig) -> list[tuple[list
 def fitted_dialogues(job: dict[str, Any]) -> Fitted:
     """The dialogues of both sides: those of the file, cut to a row where they are longer."""
     conversations = read_conversations(job["dialogues"]).conversations
-    return fit_context(conversations, Tokenizer(job["tokenizer"]), context_length=job["row_length"])
+    return fit_context(conversations, Tokenizer(job["tokenizer"]), context_length=job["sequence_length"])
 
 
 def dialogue_texts(job: dict[str, Any], options: TrainingOptions) -> tuple[list[str], list[int], float]:
@@ -174,7 +177,7 @@ def dialogue_texts(job: dict[str, Any], options: TrainingOptions) -> tuple[list[
     chosen = np.resize(order, (job["total"], options.batch_size))
     texts = ["\n".join(message.content for message in fitted.conversations[i].messages) for i in chosen.flat]
     learnt = [sum(sum(fitted.examples[i][1]) for i in step) for step in chosen]
-    fill = np.mean([len(fitted.examples[i][0]) - 1 for i in chosen.flat]) / options.row_length
+    fill = np.mean([len(fitted.examples[i][0]) - 1 for i in chosen.flat]) / options.sequence_length
     return texts, learnt, float(fill)
 
 

@@ -37,7 +37,9 @@ def hostile_run(factory):
 def _train(folder):
     dialogue = Conversation((Message("user", "안녕!"), Message("assistant", HOSTILE)))
     data = write_dialogues(folder / "hostile.jsonl", [dialogue] * 40)
-    options = TrainingOptions(epochs=15, batch_size=4, row_length=120, learning_rate=1e-2, dropout=0.0, keep="last")
+    options = TrainingOptions(
+        epochs=15, batch_size=4, sequence_length=120, learning_rate=1e-2, dropout=0.0, restore_best_weights=False
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "tiny", dataclasses.replace(TINY, context_length=128))
         finetune(data, folder / "run", tokenizer=tokenizer(), preset="tiny", options=options)

@@ -93,7 +93,7 @@ def test_train_of_pairs_counts_the_tokens_of_targets():
 @pytest.mark.long
 def test_a_step_of_several_batches_in_bfloat16_counts_all_of_their_tokens():
     peer = "transformers" if BACKEND == "torch" else "keras-hub"
-    batch = ("--rows", "2", "--length", "16", "--accumulation", "3", "--dtype", "mixed_bfloat16", "--peers", peer)
+    batch = ["--peers", peer, *"--rows 2 --length 16 --gradient-accumulation-steps 3 --dtype mixed_bfloat16".split()]
     done = run("train.py", "--size", "toy", "--case", "text", "--repeats", "1", "--steps", "1", *batch, "--backend", BACKEND)
     assert done.returncode == 0, done.stderr
     (text,) = tables(done.stdout)

@@ -33,7 +33,7 @@ def run_demo(out: str | Path, *, epochs: int = 12) -> Path:
     out = Path(out)
     shutil.rmtree(out.with_name(f"{out.name}.training"), ignore_errors=True)
     print("1. Train a model on the bundled dialogues", flush=True)
-    options = TrainingOptions(epochs=epochs, batch_size=4, learning_rate=2e-3, keep="last")
+    options = TrainingOptions(epochs=epochs, batch_size=4, learning_rate=2e-3, restore_best_weights=False)
     finetune("sample", out, validation="sample-heldout", options=options, overwrite=True)
 
     print("\n2. Export it: SavedModel, TFLite float32, TFLite int8", flush=True)

@@ -4,40 +4,21 @@ Nothing heavy is imported before a verb runs, so `--help` answers at once.
 """
 
 import argparse
+import inspect
 import io
 import os
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import smolite
 from smolite.models import PRESETS
 from smolite.training import RECIPES, TrainingOptions
 
 DESCRIPTION = "Small language models that train with Keras and run on anything. Start with `smolite demo`."
-OPTION_HELP = {
-    "epochs": "passes over the data",
-    "batch_size": "rows in a batch",
-    "row_length": "tokens in a row; several dialogues share one",
-    "accumulation": "batches in a step, which is one update of the weights",
-    "steps_per_epoch": "steps between two validations and checkpoints; 0: one pass",
-    "sample_steps": "steps between two samples of what the model writes; 0: five in the run",
-    "learning_rate": "highest learning rate",
-    "warmup_share": "share of the steps in which the rate climbs",
-    "final_share": "share of the highest rate that the cosine ends on",
-    "layer_decay": "share of the learning rate left from each block to the one before it; 1: one rate everywhere",
-    "weight_decay": "of AdamW",
-    "beta_2": "of AdamW",
-    "clip_norm": "the gradient's norm is cut to this; 0: never",
-    "label_smoothing": "share of the target spread over the vocabulary",
-    "dropout": "share of activations dropped; default: the model's own",
-    "token_noise": "share of the tokens read that are replaced by random ones; against learning a small set by heart",
-    "patience": "epochs without a better validation before stopping; 0: never",
-    "keep": "weights to save: best (by validation) or last",
-    "seed": "of weights, dropout and the order of rows",
-    "dtype": "float32, or a mixed policy such as mixed_bfloat16",
-}
-
 
 FORMATS = ["tflite", "saved_model", "litertlm", "gguf"]
 WAYS = ["f16", "int8", "int4_int8", "int4_block32", "int4"]  # as in `exporters.quantization`
@@ -157,9 +138,23 @@ def _add_training_verbs(verbs, options: TrainingOptions) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser, options: TrainingOptions) -> None:
-    for name, value in options.to_dict().items():
-        kind = float if value is None else type(value)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, help=OPTION_HELP[name])
+    """A flag for each field of `TrainingOptions`, of its type and with its docs."""
+    docs = docs_of_arguments(TrainingOptions)
+    for name, kind in get_type_hints(TrainingOptions).items():
+        flag, known = f"--{name.replace('_', '-')}", {"default": getattr(options, name), "help": docs[name]}
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **known)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(flag, choices=get_args(kind), **known)
+        else:
+            parser.add_argument(flag, type=next(each for each in (kind, *get_args(kind)) if callable(each)), **known)
+
+
+def docs_of_arguments(documented: type) -> dict[str, str]:
+    """Name → text, of the `Args:` in a docstring; the text is empty where Python runs without docstrings."""
+    _, _, section = inspect.cleandoc(documented.__doc__ or "").partition("\nArgs:\n")
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {6}.*)*)", section.partition("\n\n")[0], flags=re.MULTILINE)
+    return defaultdict(str) | {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
 
 
 def _add_talking_verbs(verbs) -> None:

@@ -30,7 +30,7 @@ class FiniteLoss(keras.callbacks.Callback):
             if not math.isfinite(logs.get(name, 0)):
                 raise FloatingPointError(
                     f"The loss must be a number. Received: `{name}` {logs[name]} in epoch {epoch + 1}. Train again with a "
-                    "smaller `learning_rate`, a longer warm-up or a smaller `clip_norm`."
+                    "smaller `learning_rate`, a longer warm-up or a smaller `global_clipnorm`."
                 )
 
 

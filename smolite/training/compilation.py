@@ -73,13 +73,13 @@ def compile_for_training(model: CausalLM, options: TrainingOptions, *, total_ste
 def adamw(options: TrainingOptions, *, total_steps: int) -> keras.optimizers.Optimizer:
     """The optimizer of `compile_for_training`. Rate, weight decay and clipping go by updates, not by batches."""
     schedule = learning_rate_schedule(options, total_steps=total_steps)
-    several = options.accumulation > 1
+    several = options.gradient_accumulation_steps > 1
     settings: dict[str, Any] = {
-        "learning_rate": PerUpdate(schedule, options.accumulation) if several else schedule,
+        "learning_rate": PerUpdate(schedule, options.gradient_accumulation_steps) if several else schedule,
         "weight_decay": options.weight_decay,
         "beta_2": options.beta_2,
-        "global_clipnorm": options.clip_norm or None,
-        "gradient_accumulation_steps": options.accumulation if several else None,
+        "global_clipnorm": options.global_clipnorm or None,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps if several else None,
     }
     if options.layer_decay < 1:
         return LayerwiseAdamW(**settings, layer_decay=options.layer_decay)
@@ -89,12 +89,12 @@ def adamw(options: TrainingOptions, *, total_steps: int) -> keras.optimizers.Opt
 
 
 def learning_rate_schedule(options: TrainingOptions, *, total_steps: int):
-    """Linear warm-up from 0 to `learning_rate`, then a half cosine to `final_share` of it (Loshchilov and Hutter 2017)."""
-    warmup = min(round(total_steps * options.warmup_share), total_steps - 1)
+    """Linear warm-up from 0 to `learning_rate`, then a half cosine to `min_lr_ratio` of it (Loshchilov and Hutter 2017)."""
+    warmup = min(round(total_steps * options.warmup_ratio), total_steps - 1)
     return keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else options.learning_rate,
         decay_steps=total_steps - warmup,
-        alpha=options.final_share,
+        alpha=options.min_lr_ratio,
         warmup_target=options.learning_rate if warmup else None,
         warmup_steps=warmup,
     )

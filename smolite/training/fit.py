@@ -88,14 +88,14 @@ def pretrain(
     documents = [text for name in names for text in read_documents(resolve_dataset(name))]
     held_out = read_documents(resolve_dataset(validation)) if validation else []
     pieces = workplace.tokenizer(tokenizer, documents, preset=preset)
-    split = Split(text_rows(documents, pieces, length=options.row_length))
+    split = Split(text_rows(documents, pieces, length=options.sequence_length))
     if held_out:
-        rows = text_rows(held_out, pieces, length=options.row_length)
+        rows = text_rows(held_out, pieces, length=options.sequence_length)
         split = Split(split.rows, rows, count_text_characters(held_out, pieces))
     model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
     recipe = {"verb": "pretrain", "data": " ".join(map(str, names)), "validation": str(validation or ""), "preset": preset}
     run = Run(model, pieces, ChatTemplate(), {**recipe, "options": options.to_dict()}, Path(out))
-    engine = sample_engine(model, row_length=options.row_length)
+    engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(
         run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, (held_out or documents)[:SAMPLES])
     )
@@ -144,11 +144,11 @@ def finetune(
         texts = [message.content for conversation in conversations for message in conversation.messages]
         pieces, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
         model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
-    split = split_of_dialogues(conversations, held_out, tokenizer=pieces, template=template, length=options.row_length)
+    split = split_of_dialogues(conversations, held_out, tokenizer=pieces, template=template, length=options.sequence_length)
     recipe = {"verb": "finetune", "data": str(dialogues), "validation": str(validation or "")}
     recipe |= {"start": str(start)} if start else {"preset": preset}
     run = Run(model, pieces, template, {**recipe, "options": options.to_dict()}, Path(out))
-    engine = sample_engine(model, row_length=options.row_length)
+    engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))
 
 
@@ -195,7 +195,7 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
         token_noise=options.token_noise,
         spared_ids=run.tokenizer.markers.values(),
     )
-    compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs // options.accumulation)
+    compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs // options.gradient_accumulation_steps)
     run.model.optimizer.build(run.model.trainable_variables)
     journal = callbacks.Journal(workplace.folder)
     settings = {**run.recipe, "config": run.model.config.to_dict(), "rows_checksum": split.rows.checksum}
@@ -212,9 +212,9 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
         callbacks=[*_reports(split, dataset, options, sample), journal, state, progress.TimeLeft()],
         verbose=_verbosity(),
     )
-    if options.keep == "best":
+    if options.restore_best_weights:
         state.put_best(run.model)
-    recipe = {**run.recipe, "log": journal.rows, "best_epoch": state.best_epoch if options.keep == "best" else 0}
+    recipe = {**run.recipe, "log": journal.rows, "best_epoch": state.best_epoch if options.restore_best_weights else 0}
     save(workplace.out, run.model, run.tokenizer, template=run.template, recipe=recipe, overwrite=True)
     workplace.finish()
     return dataclasses.replace(run, recipe=recipe)
@@ -222,8 +222,8 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
 
 def _epoch_length(num_rows: int, options: TrainingOptions) -> int:
     """Batches in an epoch, enough for whole steps."""
-    steps = options.steps_per_epoch or math.ceil(num_rows / (options.batch_size * options.accumulation))
-    return steps * options.accumulation
+    steps = options.steps_per_epoch or math.ceil(num_rows / (options.batch_size * options.gradient_accumulation_steps))
+    return steps * options.gradient_accumulation_steps
 
 
 def _verbosity() -> int:
@@ -246,5 +246,5 @@ def _reports(
     reports: list[keras.callbacks.Callback] = [callbacks.FiniteLoss(), callbacks.EpochSeed(options.seed), speed]
     if split.validation is not None:
         reports.append(callbacks.BitsPerCharacter(split.validation.num_trained, split.validation_characters))
-    every = options.sample_steps * options.accumulation or max(options.epochs // 5, 1) * len(dataset)
+    every = options.sample_steps * options.gradient_accumulation_steps or max(options.epochs // 5, 1) * len(dataset)
     return [*reports, progress.Pulse(), progress.Samples(sample, every, epoch_length=len(dataset))]

@@ -16,24 +16,24 @@ class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         schedule: by updates.
-        accumulation: batches per update.
+        gradient_accumulation_steps: batches per update.
     """
 
-    def __init__(self, schedule: Any, accumulation: int):
+    def __init__(self, schedule: Any, gradient_accumulation_steps: int):
         super().__init__()
-        self.schedule, self.accumulation = schedule, accumulation
+        self.schedule, self.gradient_accumulation_steps = schedule, gradient_accumulation_steps
 
     def __call__(self, step):
         """The rate of the update that batch number `step`, from 0, belongs to: with 4 batches per update, 11 is in update 2."""
-        return self.schedule(step // self.accumulation)
+        return self.schedule(step // self.gradient_accumulation_steps)
 
     def get_config(self):
         schedule = keras.saving.serialize_keras_object(self.schedule)
-        return {"schedule": schedule, "accumulation": self.accumulation}
+        return {"schedule": schedule, "gradient_accumulation_steps": self.gradient_accumulation_steps}
 
     @classmethod
     def from_config(cls, config):
-        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["accumulation"])
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["gradient_accumulation_steps"])
 
 
 class _OnePass:

@@ -36,7 +36,7 @@ def train_pairs(
         start: a run of this recipe to start from. Default: a new model.
         tokenizer: of a new model: a tokenizer or its `.model` file. Default: one is trained on sources and targets.
         preset: shape of a new model; one without an encoder gets one as deep as its decoder.
-        options: settings of the training. Sources and targets share rows of up to `row_length` tokens on either side.
+        options: settings of the training. Sources and targets share rows of up to `sequence_length` tokens on either side.
         resume, overwrite: as in `pretrain`.
 
     Returns:
@@ -59,7 +59,7 @@ def train_pairs(
         depth = encoder_depth(preset)
         pieces = workplace.tokenizer(tokenizer, [text for pair in read for text in (pair.source, pair.target)], preset=preset)
         model = new_model(preset, vocab_size=pieces.vocab_size, options=options, num_encoder_layers=depth)
-    split, sources = split_of_pairs(read, held_out, tokenizer=pieces, longest=options.row_length)
+    split, sources = split_of_pairs(read, held_out, tokenizer=pieces, longest=options.sequence_length)
     recipe = {"verb": "pairs", "data": str(pairs), "validation": str(validation or "")}
     recipe |= {"start": str(start)} if start else {"preset": preset}
     run = Run(model, pieces, None, {**recipe, "options": options.to_dict()}, Path(out))

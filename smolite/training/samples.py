@@ -11,9 +11,9 @@ from smolite.models import CausalLM
 SAMPLES, SAMPLE_TOKENS = 3, 48
 
 
-def sample_engine(model: CausalLM, *, row_length: int) -> KerasEngine:
+def sample_engine(model: CausalLM, *, sequence_length: int) -> KerasEngine:
     """An engine with room for a row and an answer to its end: a short cache is quick and small."""
-    return KerasEngine(model, context_length=min(model.config.context_length, row_length + SAMPLE_TOKENS))
+    return KerasEngine(model, context_length=min(model.config.context_length, sequence_length + SAMPLE_TOKENS))
 
 
 def sample_texts(engine: Engine, run: Run, texts: Sequence[str]) -> str:

@@ -76,9 +76,9 @@ def checked_length(config: ModelConfig, options: TrainingOptions) -> ModelConfig
     Raises:
         ValueError: it does not.
     """
-    if options.row_length > config.context_length:
+    if options.sequence_length > config.context_length:
         raise ValueError(
-            f"`row_length` must not exceed the model's context length. Received: {options.row_length} and "
+            f"`sequence_length` must not exceed the model's context length. Received: {options.sequence_length} and "
             f"{config.context_length}. Choose shorter rows."
         )
     return config

@@ -22,8 +22,8 @@ def trained(accumulation, **changes):
     """A model after three updates, of six rows each, in as many batches an update as are asked for."""
     keras.utils.set_random_seed(1)
     model = CausalLM(SMALL)
-    settings = {"learning_rate": 0.01, "weight_decay": 0.5, "warmup_share": 0.5, "clip_norm": 0.5, **changes}
-    compile_for_training(model, TrainingOptions(accumulation=accumulation, **settings), total_steps=2 * UPDATES)
+    settings = {"learning_rate": 0.01, "weight_decay": 0.5, "warmup_ratio": 0.5, "global_clipnorm": 0.5, **changes}
+    compile_for_training(model, TrainingOptions(gradient_accumulation_steps=accumulation, **settings), total_steps=2 * UPDATES)
     batches = IDS.reshape(UPDATES * accumulation, ROWS // accumulation, 12)
     model.fit(batches.reshape(-1, 12), batches.reshape(-1, 12), batch_size=len(batches[0]), shuffle=False, verbose=0)
     return model
@@ -53,7 +53,9 @@ def test_weights_stay_until_a_step_is_whole():
     """Not even weight decay, and no number but the accumulated gradient, changes between two updates."""
     keras.utils.set_random_seed(1)
     model = CausalLM(SMALL)
-    compile_for_training(model, TrainingOptions(accumulation=3, weight_decay=0.5, warmup_share=0.0), total_steps=9)
+    compile_for_training(
+        model, TrainingOptions(gradient_accumulation_steps=3, weight_decay=0.5, warmup_ratio=0.0), total_steps=9
+    )
     before = weights(model)
     for _ in range(2):
         model.train_on_batch(IDS[0], IDS[0])
@@ -64,13 +66,13 @@ def test_weights_stay_until_a_step_is_whole():
 
 
 def test_each_batch_counts_the_same_in_a_step():
-    """As `TrainingOptions.accumulation` says: a batch of one trained token weighs as much as one of twelve.
+    """As `TrainingOptions.gradient_accumulation_steps` says: a batch of one trained token weighs as much as one of twelve.
 
     The rate is next to nothing, so the weights stay, and Adam's first moment tells the gradient of each step.
     """
     keras.utils.set_random_seed(1)
     model = CausalLM(SMALL)
-    options = TrainingOptions(accumulation=2, clip_norm=0.0, warmup_share=0.0, learning_rate=1e-20)
+    options = TrainingOptions(gradient_accumulation_steps=2, global_clipnorm=0.0, warmup_ratio=0.0, learning_rate=1e-20)
     compile_for_training(model, options, total_steps=9)
     gradients, moment = [], 0.0
     for batches in ([0, 1], [0, 0], [1, 1]):
@@ -90,7 +92,7 @@ def test_the_schedule_counts_updates():
     rates = [float(slow(ops.convert_to_tensor(step, "int32"))) for step in range(12)]
     assert rates == pytest.approx([float(schedule(step // 4)) for step in range(12)])
     copy = PerUpdate.from_config(slow.get_config())
-    assert copy.accumulation == 4 and float(copy(7)) == pytest.approx(float(schedule(1)))
+    assert copy.gradient_accumulation_steps == 4 and float(copy(7)) == pytest.approx(float(schedule(1)))
 
 
 def moved(optimizer, gradient_scale=1.0):
@@ -216,7 +218,9 @@ def test_the_optimizer_goes_on_after_it_was_saved(tmp_path):
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.9])
 def test_options_choose_the_optimizer(layer_decay):
-    options = TrainingOptions(layer_decay=layer_decay, accumulation=2, weight_decay=0.3, beta_2=0.95, clip_norm=0.0)
+    options = TrainingOptions(
+        layer_decay=layer_decay, gradient_accumulation_steps=2, weight_decay=0.3, beta_2=0.95, global_clipnorm=0.0
+    )
     optimizer = adamw(options, total_steps=5)
     assert isinstance(optimizer, LayerwiseAdamW) == (layer_decay < 1)
     settings = optimizer.get_config()

@@ -28,7 +28,7 @@ from smolite.training.fit import finetune
 from smolite.training.options import TrainingOptions
 from smolite.training.pairs import encoder_depth, train_pairs
 
-OPTIONS = TrainingOptions(epochs=2, batch_size=16, row_length=48, learning_rate=5e-3)
+OPTIONS = TrainingOptions(epochs=2, batch_size=16, sequence_length=48, learning_rate=5e-3)
 
 
 @functools.cache
@@ -128,8 +128,8 @@ def test_what_the_recipe_and_the_run_directory_refuse(trained, tmp_path):
         finetune("sample", tmp_path / "out", start=trained[0].path, options=OPTIONS)
     with pytest.raises(ValueError, match="brings its tokenizer"):
         train_pairs("sample-pairs", tmp_path / "out", start=trained[0].path, tokenizer=tokenizer())
-    with pytest.raises(ValueError, match="`row_length` must not exceed.*Received: 65 and 64"):
-        train_pairs("sample-pairs", tmp_path / "out", preset="tiny", options=TrainingOptions(row_length=65))
+    with pytest.raises(ValueError, match="`sequence_length` must not exceed.*Received: 65 and 64"):
+        train_pairs("sample-pairs", tmp_path / "out", preset="tiny", options=TrainingOptions(sequence_length=65))
     with pytest.raises(ValueError, match="An encoder-decoder has no chat template"):
         checkpoint.save(tmp_path / "run", trained[0].model, tokenizer(), template=ChatTemplate())
     assert encoder_depth("smolite-medium") == 9

@@ -22,7 +22,7 @@ from smolite.training.options import TrainingOptions
 from smolite.training.starts import new_model
 from smolite.training.workplace import Workplace
 
-OPTIONS = TrainingOptions(epochs=2, batch_size=4, row_length=48)
+OPTIONS = TrainingOptions(epochs=2, batch_size=4, sequence_length=48)
 SYSTEM = Message("system", "짧게 답해요.")
 LONG = Conversation((Message("user", "점심은 먹었어? " * 30), Message("assistant", "네")))
 HELD_OUT = [LONG, *[Conversation((SYSTEM, *dialogue.messages)) for dialogue in conversations()[30:36]]]
@@ -110,7 +110,7 @@ def test_what_was_cut_is_counted_and_samples_are_printed(finetuned):
 
 @pytest.fixture(scope="module")
 def pretrained(folder):
-    options = TrainingOptions(epochs=1, batch_size=4, row_length=64)
+    options = TrainingOptions(epochs=1, batch_size=4, sequence_length=64)
     given = {"validation": folder / "text.txt", "preset": "tiny", "options": options}
     return pretrain([folder / "text.txt", folder / "held-out.jsonl"], folder / "pretrained", **given)
 
@@ -138,7 +138,7 @@ def test_samples_of_text_leave_out_what_has_no_token(pretrained):
 
 def test_finetuning_starts_from_a_run(pretrained, folder):
     """At a rate of next to nothing the weights stay those of the start, and tokenizer and shape come from it."""
-    options = TrainingOptions(epochs=1, batch_size=8, row_length=48, learning_rate=1e-9, dropout=0.3, seed=5)
+    options = TrainingOptions(epochs=1, batch_size=8, sequence_length=48, learning_rate=1e-9, dropout=0.3, seed=5)
     run = finetune(folder / "held-out.jsonl", folder / "started", start=pretrained.path, options=options)
     for left, right in zip(run.model.get_weights(), pretrained.model.get_weights(), strict=True):
         np.testing.assert_allclose(left, right, rtol=0, atol=1e-7)
@@ -149,22 +149,28 @@ def test_finetuning_starts_from_a_run(pretrained, folder):
 
 @pytest.mark.slow
 def test_a_run_that_diverges_says_so(folder):
-    options = TrainingOptions(epochs=1, batch_size=1, row_length=48, learning_rate=1e30, clip_norm=0.0, warmup_share=0.0)
+    options = TrainingOptions(
+        epochs=1, batch_size=1, sequence_length=48, learning_rate=1e30, global_clipnorm=0.0, warmup_ratio=0.0
+    )
     with pytest.raises(FloatingPointError, match="The loss must be a number. Received: `loss` nan in epoch 1. Train again"):
         finetune(folder / "Smolwrite-dataset", folder / "diverged", tokenizer=tokenizer(), preset="tiny", options=options)
 
 
 def test_the_seed_draws_the_weights():
-    one, same, other = (new_model("tiny", vocab_size=300, options=TrainingOptions(row_length=8, seed=s)) for s in (1, 1, 2))
+    options = [TrainingOptions(sequence_length=8, seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (new_model("tiny", vocab_size=300, options=each) for each in options)
     assert all((left == right).all() for left, right in zip(one.get_weights(), same.get_weights(), strict=True))
     assert (one.get_weights()[0] != other.get_weights()[0]).any()
 
 
 REFUSED = {
-    "row_length": ({"options": TrainingOptions(row_length=65)}, "`row_length` must not exceed .* Received: 65 and 64. Choose"),
+    "sequence_length": (
+        {"options": TrainingOptions(sequence_length=65)},
+        "`sequence_length` must not exceed .* Received: 65 and 64. Choose",
+    ),
     "preset": ({"preset": "small"}, "Unknown preset. Received: 'small'. Choose one of: smolite-small"),
     "patience": (
-        {"options": TrainingOptions(row_length=48, patience=3), "validation": None},
+        {"options": TrainingOptions(sequence_length=48, patience=3), "validation": None},
         "`patience` needs validation data to compare epochs. Received: 3 and no `validation`. Give held-out data",
     ),
 }
@@ -196,8 +202,8 @@ def test_a_missing_file_leaves_no_interrupted_run_behind(tmp_path, recipe):
 
 
 def test_a_longer_row_than_the_run_to_start_from(pretrained, folder):
-    options = TrainingOptions(row_length=65)
-    with pytest.raises(ValueError, match="`row_length` must not exceed the model's context length. Received: 65 and 64"):
+    options = TrainingOptions(sequence_length=65)
+    with pytest.raises(ValueError, match="`sequence_length` must not exceed the model's context length. Received: 65 and 64"):
         finetune(folder / "held-out.jsonl", folder / "longer", start=pretrained.path, options=options)
 
 

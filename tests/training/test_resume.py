@@ -22,9 +22,9 @@ STEPS, ACCUMULATION = 5, 2
 OPTIONS = {
     "epochs": 12,
     "batch_size": 1,
-    "accumulation": ACCUMULATION,
+    "gradient_accumulation_steps": ACCUMULATION,
     "steps_per_epoch": STEPS,
-    "row_length": 48,
+    "sequence_length": 48,
     "learning_rate": 0.1,
     "layer_decay": 0.9,
     "patience": 2,
@@ -118,7 +118,7 @@ def test_the_weights_of_the_best_epoch_are_the_ones_saved(unbroken):
 
 @pytest.mark.slow
 def test_the_last_weights_are_saved_when_asked_for(tmp_path, unbroken):
-    assert train(tmp_path, keep="last").recipe["best_epoch"] == 0
+    assert train(tmp_path, restore_best_weights=False).recipe["best_epoch"] == 0
     bits, logged = held_out_bits(tmp_path)
     assert bits == pytest.approx(logged[-1], rel=1e-4) and min(logged) < logged[-1]
     assert logged == [row["val_bits_per_character"] for row in unbroken[1]["log"]]

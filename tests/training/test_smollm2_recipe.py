@@ -16,7 +16,7 @@ from smolite.models.config import PRESETS
 from smolite.training import fit as recipes
 from smolite.training.options import TrainingOptions
 
-CHANGES = {"epochs": 2, "steps_per_epoch": 4, "sample_steps": 3, "batch_size": 2, "row_length": 64}
+CHANGES = {"epochs": 2, "steps_per_epoch": 4, "sample_steps": 3, "batch_size": 2, "sequence_length": 64}
 OPENINGS = 3
 
 
@@ -44,7 +44,7 @@ def test_flags_beside_the_recipe_win_and_the_rest_is_the_recipe(trained):
     options = TrainingOptions.from_recipe("smollm2", **CHANGES).to_dict()
     recipe = json.loads((trained[2] / "run/recipe.json").read_text("utf-8"))
     assert recipe["options"] == options
-    assert (options["accumulation"], options["learning_rate"], options["dtype"]) == (4, 3e-3, "mixed_bfloat16")
+    assert (options["gradient_accumulation_steps"], options["learning_rate"], options["dtype"]) == (4, 3e-3, "mixed_bfloat16")
 
 
 def test_steps_are_updates(trained):

@@ -57,11 +57,11 @@ def test_perplexity_is_that_of_all_trained_tokens_over_batches():
     assert float(metric.result()) == pytest.approx(math.exp(torch_loss()), rel=1e-5)
 
 
-@pytest.mark.parametrize("warmup_share", [0.1, 0.25])
-def test_the_learning_rate_climbs_straight_and_falls_as_a_cosine(warmup_share):
-    options = TrainingOptions(learning_rate=2e-3, warmup_share=warmup_share, final_share=0.1)
+@pytest.mark.parametrize("warmup_ratio", [0.1, 0.25])
+def test_the_learning_rate_climbs_straight_and_falls_as_a_cosine(warmup_ratio):
+    options = TrainingOptions(learning_rate=2e-3, warmup_ratio=warmup_ratio, min_lr_ratio=0.1)
     schedule = learning_rate_schedule(options, total_steps=40)
-    warmup = int(40 * warmup_share)
+    warmup = int(40 * warmup_ratio)
     for step in (0, 1, warmup - 1, warmup, 20, 39, 40):
         along = (step - warmup) / (40 - warmup)
         falling = 2e-4 + (2e-3 - 2e-4) * (1 + math.cos(math.pi * along)) / 2
@@ -71,14 +71,14 @@ def test_the_learning_rate_climbs_straight_and_falls_as_a_cosine(warmup_share):
 
 
 def test_without_warm_up_the_first_step_is_the_largest():
-    schedule = learning_rate_schedule(TrainingOptions(warmup_share=0.0, final_share=0.0), total_steps=10)
+    schedule = learning_rate_schedule(TrainingOptions(warmup_ratio=0.0, min_lr_ratio=0.0), total_steps=10)
     assert float(schedule(0)) == pytest.approx(1e-3) and float(schedule(5)) == pytest.approx(5e-4)
     assert float(schedule(10)) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3])
 def test_the_shortest_runs_learn_too(total_steps):
-    schedule = learning_rate_schedule(TrainingOptions(warmup_share=0.9), total_steps=total_steps)
+    schedule = learning_rate_schedule(TrainingOptions(warmup_ratio=0.9), total_steps=total_steps)
     rates = [float(schedule(step)) for step in range(total_steps)]
     assert max(rates) == pytest.approx(1e-3)
 
@@ -96,7 +96,7 @@ def stepped(options, weight):
 
 
 def test_weight_decay_shrinks_matrices_and_leaves_norm_scales_alone():
-    model, before, _ = stepped(TrainingOptions(learning_rate=0.1, weight_decay=0.5, warmup_share=0.0), 0.0)
+    model, before, _ = stepped(TrainingOptions(learning_rate=0.1, weight_decay=0.5, warmup_ratio=0.0), 0.0)
     scales = 0
     for variable in model.trainable_variables:
         is_scale = len(variable.shape) == 1
@@ -106,8 +106,8 @@ def test_weight_decay_shrinks_matrices_and_leaves_norm_scales_alone():
     assert scales == 3 and len(model.trainable_variables) > 3
 
 
-PLAIN = TrainingOptions(clip_norm=0.0)
-CLIPPED_AND_SMOOTHED = TrainingOptions(clip_norm=0.001, label_smoothing=0.5)
+PLAIN = TrainingOptions(global_clipnorm=0.0)
+CLIPPED_AND_SMOOTHED = TrainingOptions(global_clipnorm=0.001, label_smoothing=0.5)
 
 
 def test_the_gradient_is_cut_to_the_norm():
