@@ -32,14 +32,14 @@ from .models import PRESETS as PRESETS
 from .models import CausalLM as CausalLM
 from .models import LightweightAttn as LightweightAttn
 from .models import ModelConfig as ModelConfig
+from .models import NextTokenLoss as NextTokenLoss
+from .models import Perplexity as Perplexity
 from .models import RotaryEmbedding as RotaryEmbedding
 from .models import Seq2SeqLM as Seq2SeqLM
 from .models import SwiGLU as SwiGLU
 from .text import JsonTokenizer as JsonTokenizer
 from .text import Tokenizer as Tokenizer
 from .text import train_tokenizer as train_tokenizer
-from .training import NextTokenLoss as NextTokenLoss
-from .training import Perplexity as Perplexity
 from .training import TrainingOptions as TrainingOptions
 from .training import finetune as finetune
 from .training import pretrain as pretrain

@@ -11,6 +11,8 @@ from .layers import MASKED_SCORE as MASKED_SCORE
 from .layers import LightweightAttn as LightweightAttn
 from .layers import RotaryEmbedding as RotaryEmbedding
 from .layers import SwiGLU as SwiGLU
+from .losses import NextTokenLoss as NextTokenLoss
+from .losses import Perplexity as Perplexity
 from .parameters import show_parameters as show_parameters
 from .projections import rows_in_parts as rows_in_parts
 from .projections import rows_joined as rows_joined

@@ -13,6 +13,7 @@ from smolite.models.caches import cache_shapes
 from smolite.models.config import ModelConfig
 from smolite.models.layers import CausalMask, RotaryEmbedding, repeat_for_groups
 from smolite.models.projections import table_initializer
+from smolite.models.task import Task
 
 INPUT_NAMES = ("loss_at", "positions", "segments", "tokens")
 
@@ -34,7 +35,7 @@ class TakePositions(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("smolite")
-class CausalLM(keras.Model):
+class CausalLM(Task):
     """A causal language model: a Llama, or of another form that its config chooses.
 
     The functional graph takes a dictionary; only `"tokens"` is required, and a bare array of token ids works too.

@@ -23,13 +23,14 @@ from smolite.models.config import ModelConfig
 from smolite.models.cross_attention import CrossBlock, CrossMemory, SourceMask
 from smolite.models.layers import CausalMask, repeat_for_groups
 from smolite.models.projections import table_initializer
+from smolite.models.task import Task
 
 NEEDED_NAMES = ("source", "tokens")
 INPUT_NAMES = ("loss_at", "positions", "segments", "source", "source_positions", "source_segments", "tokens")
 
 
 @keras.saving.register_keras_serializable("smolite")
-class Seq2SeqLM(keras.Model):
+class Seq2SeqLM(Task):
     """An encoder-decoder language model, made of the same layers as `CausalLM`.
 
     Source and target share the embedding, which is the output projection too, and what their positions add to it. The encoder's

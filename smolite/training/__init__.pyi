@@ -1,5 +1,3 @@
-from .compilation import NextTokenLoss as NextTokenLoss
-from .compilation import Perplexity as Perplexity
 from .fit import finetune as finetune
 from .fit import pretrain as pretrain
 from .options import RECIPES as RECIPES

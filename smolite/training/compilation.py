@@ -1,57 +1,13 @@
-"""What training needs beside `model.fit`: loss, metrics, optimizer and schedule."""
+"""What training needs beside `model.fit`: optimizer and schedule, and how a model is compiled for it."""
 
 from typing import Any
 
 import keras
-from keras import ops
 
 from smolite.evaluation import compile_with_xla
-from smolite.models import CausalLM, logit_of, token_nll
+from smolite.models import CausalLM, NextTokenLoss, Perplexity
 from smolite.training.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate
 from smolite.training.options import TrainingOptions
-
-
-@keras.saving.register_keras_serializable("smolite")
-class NextTokenLoss(keras.losses.Loss):
-    """Cross-entropy of the next token, averaged over the trained tokens (not over all positions).
-
-    With label smoothing ε the target keeps 1 - ε and the rest is spread evenly over the vocabulary (Szegedy et al. 2016).
-
-    Args:
-        label_smoothing: ε, from 0 to below 1.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0, name: str = "next_token_loss", **kwargs: Any):
-        super().__init__(name=name, **{"reduction": "mean_with_sample_weight", **kwargs})
-        self.label_smoothing = label_smoothing
-
-    def call(self, y_true, y_pred):
-        """(B, L) targets and (B, L, V) logits → (B, L) nats."""
-        nll = token_nll(y_true, y_pred)
-        if not self.label_smoothing:
-            return nll
-        advantage = logit_of(y_true, y_pred) - ops.mean(y_pred, axis=-1)
-        return nll + self.label_smoothing * advantage
-
-    def get_config(self):
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
-
-
-@keras.saving.register_keras_serializable("smolite")
-class Perplexity(keras.metrics.Mean):
-    """exp of the mean negative log-likelihood per trained token; label smoothing has no part in it."""
-
-    def __init__(self, name: str = "perplexity", **kwargs: Any):
-        super().__init__(name=name, **kwargs)
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        """(B, L) targets, (B, L, V) logits and (B, L) weights."""
-        logits = ops.stop_gradient(ops.convert_to_tensor(y_pred))
-        return super().update_state(token_nll(y_true, logits), sample_weight=sample_weight)
-
-    def result(self):
-        """The perplexity so far."""
-        return ops.exp(super().result())
 
 
 def compile_for_training(model: CausalLM, options: TrainingOptions, *, total_steps: int) -> None:

@@ -18,7 +18,7 @@ from smolite.generation.loop import generate
 from smolite.models.causal_lm import CausalLM
 from smolite.models.config import PRESETS
 from smolite.models.layers import LightweightAttn
-from smolite.training.compilation import NextTokenLoss
+from smolite.models.losses import NextTokenLoss
 
 TOKENS = np.random.RandomState(3).randint(0, 61, (2, 11)).astype("int32")
 

@@ -11,7 +11,7 @@ from reference import AWKWARD_CONFIGS, forward, random_model, random_weights, ru
 from smolite.checkpoint.weights import assign_weights
 from smolite.data.dataset import shift_labels
 from smolite.models.causal_lm import CausalLM
-from smolite.training.compilation import NextTokenLoss
+from smolite.models.losses import NextTokenLoss
 
 CONFIG = AWKWARD_CONFIGS["grouped"]
 IDS = np.random.RandomState(4).randint(0, CONFIG.vocab_size, (3, 13))

@@ -11,7 +11,8 @@ from keras import ops
 from tiny import TINY
 
 from smolite.models.causal_lm import CausalLM
-from smolite.training.compilation import NextTokenLoss, Perplexity, compile_for_training, learning_rate_schedule
+from smolite.models.losses import NextTokenLoss, Perplexity
+from smolite.training.compilation import compile_for_training, learning_rate_schedule
 from smolite.training.options import TrainingOptions
 
 RNG = np.random.default_rng(3)
