@@ -75,8 +75,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "saved_model": Target(
             module="smolite.exporters.saved_model.build",
-            engine="smolite.exporters.saved_model.build:SavedModelEngine",
-            pair_engine="smolite.exporters.edge.pair_engines:SavedModelPairEngine",
+            engine="smolite.exporters.saved_model.engine:SavedModelEngine",
+            pair_engine="smolite.exporters.saved_model.pair_engine:SavedModelPairEngine",
             runtime="TensorFlow",
             library="tensorflow",
             file_names={None: "saved_model"},
@@ -85,7 +85,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "tflite": Target(
             module="smolite.exporters.litert.build",
             engine="smolite.exporters.litert.engine:TFLiteEngine",
-            pair_engine="smolite.exporters.edge.pair_engines:TFLitePairEngine",
+            pair_engine="smolite.exporters.litert.pair_engine:TFLitePairEngine",
             runtime="LiteRT",
             library="ai_edge_litert.compiled_model",
             file_names={None: "model.tflite", **{way: f"model_{way}.tflite" for way in WAYS}},

@@ -1,8 +1,8 @@
-from .keras_engine import Engine as Engine
+from .engine import Engine as Engine
+from .engine import check_free_slot as check_free_slot
+from .engine import check_one_prompt as check_one_prompt
+from .engine import prefill_length as prefill_length
 from .keras_engine import KerasEngine as KerasEngine
-from .keras_engine import check_free_slot as check_free_slot
-from .keras_engine import check_one_prompt as check_one_prompt
-from .keras_engine import prefill_length as prefill_length
 from .loop import check_new_tokens as check_new_tokens
 from .loop import generate as generate
 from .loop import stream as stream

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
-from smolite.generation.keras_engine import Engine, check_numbers, check_prompts
+from smolite.generation.engine import Engine, check_numbers, check_prompts
 from smolite.generation.sampling import GREEDY, Sampling, check, draw, greedy, is_count, next_logits
 
 
@@ -46,7 +45,7 @@ def generate(
     replies: list[list[int]] = []
     for first in range(0, len(prompts), engine.batch_size):
         group = prompts[first : first + engine.batch_size]
-        if hasattr(engine, "greedy") and replace(sampling, seed=0) == GREEDY:
+        if replace(sampling, seed=0) == GREEDY:
             picks = _greedy_picks(engine, group, most=max_new_tokens, stop_ids=stop_ids)
         else:
             picks = _picks(engine, group, sampling=replace(sampling, seed=sampling.seed + first), stop_ids=stop_ids)
@@ -115,7 +114,7 @@ def _picks(
         for row, new, index in zip(rows, generated, ids, strict=True):
             row.append(index)
             new.append(index)
-        if used < engine.context_length or hasattr(engine, "target_length"):
+        if used < engine.context_length or engine.target_length is not None:
             logits, used = engine.step(ids), used + 1
         else:
             rows = [slide(row, engine.context_length) for row in rows]
@@ -123,22 +122,24 @@ def _picks(
 
 
 def _greedy_picks(
-    engine: Any, prompts: Sequence[Sequence[int]], *, most: int, stop_ids: Collection[int]
+    engine: Engine, prompts: Sequence[Sequence[int]], *, most: int, stop_ids: Collection[int]
 ) -> Iterator[list[int]]:
-    """What `_picks` gives at temperature 0, by engines that pick many ids in one call; finished rows may differ."""
-    rows, used = _filled(prompts, engine.batch_size), engine.context_length
+    """What `_picks` gives at temperature 0, with many ids picked in one call of the engine; finished rows may differ."""
+    rows = _filled(prompts, engine.batch_size)
     while True:
-        if used == engine.context_length:  # at first, and when the cache is full
-            rows = [slide(row, engine.context_length) for row in rows]
-            picks = np.array([_pick(engine.start(rows), [], sampling=GREEDY)])
-            used = max(map(len, rows))
-        else:
-            picks = engine.greedy(picks[-1].tolist(), most, stop_ids=tuple(stop_ids))
-            used += len(picks)
-        yield from picks.tolist()
-        most -= len(picks)
-        for row, new in zip(rows, picks.T.tolist(), strict=True):
-            row += new
+        rows = [slide(row, engine.context_length) for row in rows]
+        picks, used = np.array([_pick(engine.start(rows), [], sampling=GREEDY)]), max(map(len, rows))
+        # An answer apart from its prompt has room of its own, which `most` never exceeds.
+        room = engine.context_length - used if engine.target_length is None else most
+        while True:
+            yield from picks.tolist()
+            most -= len(picks)
+            for row, new in zip(rows, picks.T.tolist(), strict=True):
+                row += new
+            if not room:
+                break
+            picks = engine.greedy(picks[-1].tolist(), min(most, room), stop_ids=tuple(stop_ids))
+            room -= len(picks)
 
 
 def _filled(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
@@ -166,4 +167,4 @@ def _checked_request(engine: Engine, prompts: Sequence[Sequence[int]], max_new_t
     check(len(prompts) > 0, "prompts", "at least one list of token ids", "none")
     check_new_tokens(max_new_tokens)
     check_prompts(prompts, engine)
-    return min(max_new_tokens, getattr(engine, "target_length", max_new_tokens))
+    return max_new_tokens if engine.target_length is None else min(max_new_tokens, engine.target_length)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from smolite.data import ChatTemplate, Message
-from smolite.generation.keras_engine import Engine
+from smolite.generation.engine import Engine
 from smolite.generation.loop import stream
 from smolite.generation.sampling import GREEDY, Sampling
 from smolite.text import Tokenizer
@@ -33,7 +33,7 @@ def stream_reply(
         ValueError: the last message is not the user's, or alone exceeds the context.
     """
     template = template or ChatTemplate()
-    if hasattr(engine, "target_length"):
+    if engine.target_length is not None:
         prompt, stop = fit_source(messages, tokenizer, room=engine.context_length), tokenizer.end_id
     else:
         room = engine.context_length - min(max_new_tokens, engine.context_length // 2)

@@ -11,12 +11,13 @@ import numpy as np
 from keras import ops
 
 from smolite.generation.compiled_steps import compiled
-from smolite.generation.keras_engine import Engine, KerasEngine, check_prompts, checked_size, prefill_length
+from smolite.generation.engine import Engine, check_prompts, checked_size, prefill_length
+from smolite.generation.keras_engine import KerasEngine
 from smolite.models import MASKED_SCORE, LanguageModel, Seq2SeqLM, flattened
 from smolite.text import Tokenizer
 
 
-class Seq2SeqEngine:
+class Seq2SeqEngine(Engine):
     """An `Engine` on a `Seq2SeqLM`, compiled for the backend in use; it sees later changes of the weights.
 
     A prompt is a source. It is encoded once, and the answer begins with `start_id` in a cache of its own, so prompt and answer
@@ -32,6 +33,9 @@ class Seq2SeqEngine:
     Raises:
         ValueError: a size is out of range, or `start_id` outside the vocabulary.
     """
+
+    start_id: int
+    target_length: int
 
     def __init__(
         self,

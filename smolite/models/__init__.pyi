@@ -1,13 +1,13 @@
 from .caches import caches_written_by as caches_written_by
 from .caches import flattened as flattened
 from .causal_lm import CausalLM as CausalLM
+from .config import MASKED_SCORE as MASKED_SCORE
 from .config import PRESETS as PRESETS
 from .config import ModelConfig as ModelConfig
 from .config import RopeScaling as RopeScaling
 from .cross_attention import CrossBlock as CrossBlock
 from .cross_entropy import logit_of as logit_of
 from .cross_entropy import token_nll as token_nll
-from .layers import MASKED_SCORE as MASKED_SCORE
 from .layers import LightweightAttn as LightweightAttn
 from .layers import RotaryEmbedding as RotaryEmbedding
 from .layers import SwiGLU as SwiGLU

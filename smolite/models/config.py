@@ -9,6 +9,9 @@ from smolite.models.hf_config import LLAMA_EXTRAS, OWN_FIELDS, from_hf, to_hf
 # The kinds of block (`form`) and of position (`positions`).
 FORMS = ("llama", "smolite-1")
 POSITIONS = ("rotary", "learned")
+# Added to the score of a position that must not be seen. Large, and in float16 not yet infinite, where a row that sees nothing,
+# as padding may, would be no number.
+MASKED_SCORE = -3e4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import keras
 from keras import ops
 
 from smolite.models.caches import attend
-from smolite.models.layers import MASKED_SCORE, LightweightAttn, SwiGLU, repeat_for_groups
+from smolite.models.config import MASKED_SCORE
+from smolite.models.layers import LightweightAttn, SwiGLU, repeat_for_groups
 from smolite.models.projections import project, projection
 
 

@@ -14,11 +14,8 @@ import keras
 from keras import ops
 
 from smolite.models.caches import attend, cache_shapes, leading_axes, update_cache
+from smolite.models.config import MASKED_SCORE
 from smolite.models.projections import project, project_together, projection
-
-# Added to the score of a position that must not be seen. Large, and in float16 not yet infinite, where a row that sees nothing,
-# as padding may, would be no number.
-MASKED_SCORE = -3e4
 
 
 @keras.saving.register_keras_serializable("smolite")

@@ -120,13 +120,12 @@ class Talker:
         return self._engines[name]
 
 
-class _Meter:
-    """An engine that counts the tokens picked: each call gives the logits for one. Follows the `Engine` protocol."""
+class _Meter(Engine):
+    """An engine that counts the tokens picked: each call gives the logits for one."""
 
     def __init__(self, engine: Engine):
         self.batch_size, self.context_length, self.vocab_size = engine.batch_size, engine.context_length, engine.vocab_size
-        if hasattr(engine, "target_length"):
-            self.target_length = engine.target_length
+        self.target_length = engine.target_length
         self._engine = engine
         self.begun = time.perf_counter()
         self._tokens, self._first, self._last = 0, self.begun, self.begun

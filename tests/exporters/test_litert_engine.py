@@ -12,7 +12,7 @@ from smolite.checkpoint import run as checkpoint
 from smolite.checkpoint.weights import assign_weights
 from smolite.exporters.edge.engine import plan_prefill
 from smolite.exporters.litert.engine import TFLiteEngine
-from smolite.exporters.saved_model.build import SavedModelEngine
+from smolite.exporters.saved_model.engine import SavedModelEngine
 from smolite.generation.loop import generate
 from smolite.models.causal_lm import CausalLM
 from smolite.text.tokenizer import Tokenizer
@@ -49,11 +49,29 @@ def test_any_split_of_prompt_and_steps_gives_the_logits_of_the_uncached_model(en
     np.testing.assert_allclose(follow(engine, text, split), expected, atol=1e-4)
 
 
+LIGHT = """
+import sys, smolite
+from smolite import ChatTemplate, Message, TFLiteEngine, Tokenizer, reply
+
+engine = TFLiteEngine(sys.argv[1] + "/model.tflite")
+logits = [*engine.start([[5, 6, 7]])[0], *engine.step([9])[0]]
+tokenizer = Tokenizer(sys.argv[1] + "/tokenizer.model")
+reply(engine, [Message("user", "abc")], tokenizer=tokenizer, template=ChatTemplate(), max_new_tokens=4)
+print(*{"keras", "tensorflow", "jax", "torch"} & set(sys.modules), sum(map(float, logits)))
+"""
+
+
+def test_a_file_runs_and_chats_without_keras_and_without_a_backend(run, engine):
+    expected = follow(engine, [5, 6, 7, 9], 3).sum(dtype="float64")
+    assert float(run_apart(LIGHT, run / "export")) == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_saved_model_gives_the_same_logits(run, model, text):
     engine = SavedModelEngine(run / "export" / "saved_model")
     expected = keras_logits(model, text)
     np.testing.assert_allclose(follow(engine, text, 23), expected[22:], atol=1e-4)
     np.testing.assert_allclose(engine.forward(np.array([text, text]))[1], expected, atol=1e-4)
+    np.testing.assert_allclose(engine.forward_logits(text[:9], text[9:]), expected[8:-1], atol=1e-4)
 
 
 def test_int8_logits_are_near_the_models(run, model, text):

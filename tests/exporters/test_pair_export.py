@@ -11,10 +11,11 @@ from exported import TEXTS, exported_run
 from smolite import export, generate, verify
 from smolite.checkpoint import run as checkpoint
 from smolite.checkpoint.weights import assign_weights
-from smolite.exporters.edge.pair_engines import SavedModelPairEngine, TFLitePairEngine
 from smolite.exporters.edge.signatures import choose_lengths
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import operator_counts, structure_problems
+from smolite.exporters.litert.pair_engine import TFLitePairEngine
+from smolite.exporters.saved_model.pair_engine import SavedModelPairEngine
 from smolite.generation.seq2seq_engine import Seq2SeqEngine
 from smolite.models.seq2seq_lm import Seq2SeqLM
 from smolite.text.tokenizer import train_tokenizer
@@ -71,6 +72,8 @@ def test_the_saved_model_serves_the_plain_forward(engines):
     source, tokens = [[300, 2, 7], [5, 6, 9]], [[START, 8], [START, 9]]
     found = engines["saved_model"].forward(np.array(source), np.array(tokens))
     np.testing.assert_allclose(found[1], reference.forward(CONFIG, WEIGHTS, source[1], tokens[1]), rtol=0, atol=2e-4)
+    plain = engines["saved_model"].forward_logits([300, 2, 7], [8, 9])
+    np.testing.assert_allclose(plain, reference.forward(CONFIG, WEIGHTS, [300, 2, 7], [START, 8]), rtol=0, atol=2e-4)
 
 
 def test_greedy_tokens_are_those_of_keras_and_end_with_the_cache(run, engines):

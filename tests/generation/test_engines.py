@@ -11,7 +11,8 @@ from reference import AWKWARD_CONFIGS, random_weights
 
 from smolite.checkpoint.weights import assign_weights, model_weights
 from smolite.generation.compiled_steps import compiled
-from smolite.generation.keras_engine import KerasEngine, check_prompts
+from smolite.generation.engine import check_prompts
+from smolite.generation.keras_engine import KerasEngine
 from smolite.models.causal_lm import CausalLM
 
 SLOTS = 27

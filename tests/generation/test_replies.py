@@ -7,6 +7,7 @@ from tiny_json import trained
 
 from smolite.data.hub_templates import CHATML
 from smolite.data.template import ChatTemplate, Message
+from smolite.generation.engine import Engine
 from smolite.generation.replies import fit_messages, reply, stream_reply
 from smolite.generation.sampling import Sampling
 from smolite.text.json_tokenizer import JsonTokenizer
@@ -16,10 +17,8 @@ DIALOGUE = [Message(("user", "assistant")[place % 2], text) for place, text in e
 SYSTEM = Message("system", "친절하게 답해요.")
 
 
-class Parrot:
+class Parrot(Engine):
     """An engine of batch size 1 that always says the same ids, whatever it is asked."""
-
-    batch_size = 1
 
     def __init__(self, ids, context_length=64):
         self.ids, self.context_length, self.vocab_size = ids, context_length, tokenizer().vocab_size

@@ -7,8 +7,8 @@ import reference
 from keras import ops
 from reference import AWKWARD_CONFIGS, compiled, random_weights, run
 
+from smolite.models.config import MASKED_SCORE
 from smolite.models.layers import (
-    MASKED_SCORE,
     CausalMask,
     DecoderBlock,
     LightweightAttn,

@@ -1,13 +1,13 @@
 """What every runtime of the edge signatures does alike: prefill in chunks, decode, and the mask over the cache."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
 from smolite.exporters.edge.lookup import Lookup
 from smolite.exporters.edge.signatures import DECODE, prefill_name, verify_name, windowed_name
-from smolite.generation import check_free_slot, check_one_prompt
+from smolite.generation import Engine, check_free_slot, check_one_prompt
 from smolite.models import MASKED_SCORE
 
 # What a call costs beyond its tokens, counted in tokens: reading the weights once (measured at 5 and 20 M parameters).
@@ -33,8 +33,8 @@ def plan_prefill(count: int, lengths: Sequence[int], slots: int) -> list[tuple[i
     return plans[count][1]
 
 
-class CachedEngine(ABC):
-    """One sequence over the signatures `prefill_<T>` and `decode`. Follows the `Engine` protocol; runtimes derive from it.
+class CachedEngine(Engine):
+    """One sequence over the signatures `prefill_<T>` and `decode`. Runtimes derive from it.
 
     Where there is a signature `verify_<T>`, a step that knows the last tokens from before reads what followed them then, too,
     as drafts. Each next step whose token is the next draft is answered at once; any other forgets them. The logits are those
@@ -45,11 +45,8 @@ class CachedEngine(ABC):
         context_length: slots of the cache.
         vocab_size: width of the logits.
         windows: slots that further signatures look at, ascending; the least that holds all tokens is used.
-        drafts: the most that a signature can check besides the token that they follow. The attribute may be set to less; to 0,
-            nothing is guessed.
+        drafts: the most that a signature can check besides the token that they follow.
     """
-
-    batch_size = 1
 
     def __init__(
         self,
@@ -62,6 +59,7 @@ class CachedEngine(ABC):
     ):
         self.prefill_lengths = tuple(prefill_lengths)
         self.windows = tuple(windows)
+        self.read_lengths = (*self.prefill_lengths, *self.windows)
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.drafts = drafts
@@ -114,22 +112,10 @@ class CachedEngine(ABC):
         return logits[:1]
 
     def read(self, ids: Sequence[int]) -> np.ndarray:
-        """Adds tokens in one call: as many of them as the signatures and the cache have room for, but at least one.
-
-        Args:
-            ids: the tokens.
-
-        Returns:
-            Logits after each that was read, float32 (1 to `drafts` + 1, V).
-        """
         self._ahead, length = [], self._verified
         if length > 1 < len(ids) and self.length + length <= self.context_length:
             return self._read(ids[:length], verify_name(length), length)
         return self._read(ids[:1], DECODE, 1)
-
-    @abstractmethod
-    def read_caches(self) -> dict[str, np.ndarray]:
-        """Copies of the key and value caches by name, as the last call returned them."""
 
     def _read(self, tokens: Sequence[int], name: str, length: int) -> np.ndarray:
         """Runs a signature of some length; what it writes for padding is overwritten before any token sees it."""

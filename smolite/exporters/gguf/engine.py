@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from smolite.generation import check_free_slot, check_one_prompt
+from smolite.generation import Engine, check_free_slot, check_one_prompt
 
 _MOST_SLOTS = 1024
 _FLOAT32 = 0  # of llama.cpp's `ggml_type`; its default for the cache is half precision
 _NO_FLASH_ATTENTION = 0  # which rounds to half precision, too
 
 
-class LlamaCppEngine:
-    """Runs a .gguf file, one sequence at a time. Follows the `Engine` protocol.
+class LlamaCppEngine(Engine):
+    """Runs a .gguf file, one sequence at a time.
 
     Args:
         path: the file.
@@ -29,8 +29,6 @@ class LlamaCppEngine:
         FileNotFoundError: there is no such file.
         ValueError: llama.cpp does not read the file.
     """
-
-    batch_size = 1
 
     def __init__(self, path: str | Path, *, num_threads: int = 1, context_length: int = _MOST_SLOTS):
         self._native = _library()

@@ -21,7 +21,7 @@ _SHARED_WEIGHTS = ":memory" if sys.platform == "linux" else ""
 class TFLiteEngine(CachedEngine):
     """Runs the signatures of a .tflite file, one sequence at a time; those of the least window that holds its tokens.
 
-    Follows the `Engine` protocol. The buffers of the caches are made once and bound as input and output of every signature, so
+    The buffers of the caches are made once and bound as input and output of every signature, so
     a step copies nothing but its token, mask and logits.
 
     Args:
@@ -53,7 +53,10 @@ class TFLiteEngine(CachedEngine):
         )
         with native_log_dropped():
             self._native = {"model": model, **bind_buffers(model, signatures, self._cache_shapes)}
-        self.close = weakref.finalize(self, release, self._native)
+        self._release = weakref.finalize(self, release, self._native)
+
+    def close(self) -> None:
+        self._release()
 
     def read_caches(self) -> dict[str, np.ndarray]:
         buffers = self._native[DECODE][0]

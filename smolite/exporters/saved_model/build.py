@@ -1,20 +1,15 @@
-"""The SavedModel target: `forward`, `prefill_<T>` and `decode` over one set of variables, and an engine that runs them."""
+"""The SavedModel target: `forward`, `prefill_<T>` and `decode` over one set of variables."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from smolite.exporters.delivery.native_log import native_log_dropped
-from smolite.exporters.edge.engine import CachedEngine
 from smolite.exporters.edge.pair_signatures import pair_forward, pair_signatures
 from smolite.exporters.edge.signatures import (
     DECODE,
     FORWARD,
     edge_signatures,
     forward_signature,
-    prefill_lengths_of,
 )
 from smolite.models import LanguageModel, Seq2SeqLM
 
@@ -77,41 +72,3 @@ def build(model: LanguageModel, path: Path, *, quantize: None, prefill_lengths: 
     """Writes a SavedModel and says so on standard output."""
     print(f"{path.name}: tracing forward, prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
     build_saved_model(model, path, prefill_lengths=prefill_lengths, cache_length=cache_length)
-
-
-class SavedModelEngine(CachedEngine):
-    """Runs a SavedModel in TensorFlow, one sequence at a time. Follows the `Engine` protocol.
-
-    Args:
-        path: folder written by `build_saved_model`.
-    """
-
-    def __init__(self, path: str | Path):
-        with native_log_dropped():
-            import tensorflow as tf
-
-            self._module = tf.saved_model.load(str(path))
-        self._signatures = dict(self._module.signatures)
-        specs = self._signatures[DECODE].structured_input_signature[1]
-        self._caches = {n: np.zeros(spec.shape, "float32") for n, spec in specs.items() if n.startswith("kv_cache")}
-        super().__init__(
-            prefill_lengths=prefill_lengths_of(list(self._signatures)),
-            context_length=specs["mask"].shape[-1],
-            vocab_size=self._signatures[DECODE].structured_outputs["logits"].shape[-1],
-        )
-
-    def forward(self, tokens: np.ndarray) -> np.ndarray:
-        """(B, T) token ids → (B, T, V) logits, without the cache."""
-        import tensorflow as tf
-
-        return self._signatures[FORWARD](tokens=tf.constant(tokens, tf.int32))["logits"].numpy()
-
-    def read_caches(self) -> dict[str, np.ndarray]:
-        return {name: np.asarray(cache) for name, cache in self._caches.items()}
-
-    def _run(self, name, tokens, positions, mask):
-        import tensorflow as tf
-
-        inputs = {"tokens": tokens, "input_pos": positions, "mask": mask, **self._caches}
-        self._caches = dict(self._signatures[name](**{key: tf.constant(value) for key, value in inputs.items()}))
-        return np.asarray(self._caches.pop("logits", np.empty((1, 0, self.vocab_size), "float32")))[0]

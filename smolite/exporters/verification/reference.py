@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from smolite.exporters.edge.engine import CachedEngine
 from smolite.exporters.edge.signatures import cache_name
-from smolite.exporters.saved_model.build import SavedModelEngine
-from smolite.generation import Engine, Seq2SeqEngine, prefill_length
+from smolite.generation import Engine, prefill_length
 from smolite.models import MASKED_SCORE, CausalLM, LanguageModel, Seq2SeqLM
 
 _MOST_LOGITS = 1 << 24  # of one forward: 64 MB
@@ -72,9 +70,9 @@ def work_out_cases(
     """
     texts = []
     for prompt in prompts:
-        room = engine.target_length if isinstance(engine, Seq2SeqEngine) else engine.context_length - len(prompt) + 1
+        room = engine.target_length or engine.context_length - len(prompt) + 1
         texts.append(_write_greedily(engine, prompt, min(max_new_tokens, room)))
-    if isinstance(engine, Seq2SeqEngine):
+    if engine.target_length is not None:
         return [_work_out_pair(model, engine, text) for text in texts]
     lengths = [prefill_length(len(text.prompt) + len(text.reply) - 1, engine.context_length) for text in texts]
     cases: dict[int, Case] = {}
@@ -96,17 +94,16 @@ def compare(engine: Engine | None, cases: Sequence[Case], *, tie: float) -> Diff
     """
     logits, caches, same, products = [0.0], [], [], np.zeros(2)
     for case in cases:
-        if isinstance(engine, SavedModelEngine):
-            plain = engine.forward(np.array([case.prompt + case.reply[:-1]]))
-            logits.append(_largest(plain[0, len(case.prompt) - 1 :] - case.logits))
+        if engine and (plain := engine.forward_logits(case.prompt, case.reply)) is not None:
+            logits.append(_largest(plain - case.logits))
         centred = case.logits - case.logits.mean(-1, keepdims=True)
         for answers in _answers(engine, case):
             picked = np.take_along_axis(case.logits, answers.argmax(-1)[:, None], -1)[:, 0]
             same.append(case.logits.max(-1) - picked <= tie)
             logits.append(_largest(answers - case.logits))
             products += [np.sum(answers * centred), np.sum(centred**2)]
-            if isinstance(engine, CachedEngine):
-                caches.append(_cache_difference(engine, case))
+            if engine and (difference := _cache_difference(engine, case)) is not None:
+                caches.append(difference)
     hits = np.concatenate(same)
     worst = max(caches) if caches else None
     scale = float(products[0] / products[1]) if products[1] else 1.0
@@ -135,7 +132,7 @@ def _answers(engine: Engine | None, case: Case) -> Iterator[np.ndarray]:
     """Logits (len(reply), V), once for each way that the engine can read the text in."""
     if engine is None:
         yield case.written
-    elif isinstance(engine, CachedEngine) and engine.drafts:
+    elif engine.drafts:
         yield np.concatenate(list(_feed_ahead(engine, case)))
         drafts, engine.drafts = engine.drafts, 0
         yield np.concatenate(list(_feed(engine, case)))
@@ -151,7 +148,7 @@ def _feed(engine: Engine, case: Case) -> Iterator[np.ndarray]:
         yield engine.step([index])
 
 
-def _feed_ahead(engine: CachedEngine, case: Case) -> Iterator[np.ndarray]:
+def _feed_ahead(engine: Engine, case: Case) -> Iterator[np.ndarray]:
     """As many tokens at once as an engine checks."""
     yield engine.start([case.prompt])
     rest = case.reply[:-1]
@@ -161,9 +158,13 @@ def _feed_ahead(engine: CachedEngine, case: Case) -> Iterator[np.ndarray]:
         rest = rest[len(found) :]
 
 
-def _cache_difference(engine: CachedEngine, case: Case) -> float:
-    """Keys grow large in training, and the angle of a late position is rounded, so a difference grows with them."""
-    returned = engine.read_caches()
+def _cache_difference(engine: Engine, case: Case) -> float | None:
+    """Of the caches that an engine shows; None where it shows none.
+
+    Keys grow large in training, and the angle of a late position is rounded, so a difference grows with them.
+    """
+    if not (returned := engine.read_caches()):
+        return None
     length = len(case.prompt) + len(case.reply) - 1
     cut = {"k": np.s_[0, :, :length], "v": np.s_[0, :, :, :length]}
     found = ((returned[name][cut[name.split("_")[2]]], cache) for name, cache in case.caches.items())
@@ -175,8 +176,9 @@ def _largest(difference: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
 
 
-def _work_out_pair(model: Seq2SeqLM, engine: Seq2SeqEngine, text: _Text) -> Case:
+def _work_out_pair(model: Seq2SeqLM, engine: Engine, text: _Text) -> Case:
     """Source and target are padded on the right to the engine's lengths, so that backends compile once."""
+    assert engine.target_length is not None
     source, tokens = np.zeros((1, engine.context_length), "int32"), np.zeros((1, engine.target_length), "int32")
     source[0, : len(text.prompt)] = text.prompt
     tokens[0, : len(text.reply)] = [engine.start_id, *text.reply[:-1]]

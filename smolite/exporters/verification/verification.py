@@ -15,7 +15,6 @@ from smolite.data import Conversation, Message, read_conversations
 from smolite.evaluation import evaluate, trace
 from smolite.exporters.delivery.manifest import MANIFEST_FILE, manifest_problems
 from smolite.exporters.delivery.report import Report, Row, installed_versions
-from smolite.exporters.edge.engine import CachedEngine
 from smolite.exporters.gguf.engine import LlamaCppEngine
 from smolite.exporters.litert.flatbuffer import structure_problems
 from smolite.exporters.litertlm.browser_engine import check_browser
@@ -138,7 +137,7 @@ def _reference_engine(loaded: checkpoint.Run, artifacts: Iterable[Engine], slots
     """The Keras model, with as much room as the least of the artifacts."""
     if not isinstance(loaded.model, Seq2SeqLM):
         return KerasEngine(loaded.model, context_length=slots)
-    length = min((getattr(engine, "target_length", slots) for engine in artifacts), default=slots)
+    length = min((engine.target_length for engine in artifacts if engine.target_length is not None), default=slots)
     return Seq2SeqEngine(loaded.model, start_id=loaded.tokenizer.start_id, context_length=slots, target_length=length)
 
 
@@ -154,8 +153,7 @@ def _size(path: Path) -> int:
 
 def _default_prompts(loaded: checkpoint.Run, artifacts: Mapping[str, Engine], slots: int) -> list[str | list[int]]:
     """The texts, and ids of lengths around every prefill length and window and near the end of the cache."""
-    cached = [engine for engine in artifacts.values() if isinstance(engine, CachedEngine)]
-    chunks = {length for engine in cached for length in (*engine.prefill_lengths, *engine.windows)}
+    chunks = {length for engine in artifacts.values() for length in engine.read_lengths}
     lengths = {1, 2, *chunks, *(chunk + 1 for chunk in chunks), slots - 2}
     random = np.random.default_rng(0)
     ids = [random.integers(loaded.model.config.vocab_size, size=n).tolist() for n in sorted(lengths) if 1 <= n <= slots]
