@@ -29,7 +29,7 @@ from smolite.training import callbacks, progress
 from smolite.training.compilation import compile_for_training
 from smolite.training.options import TrainingOptions
 from smolite.training.samples import SAMPLES, sample_engine, sample_replies, sample_texts
-from smolite.training.starts import check_parent, check_request, continued_model, new_model
+from smolite.training.starts import check_parent, check_request, continued_model, new_model, origin
 from smolite.training.workplace import Workplace
 
 
@@ -93,7 +93,8 @@ def pretrain(
         rows = text_rows(held_out, pieces, length=options.sequence_length)
         split = Split(split.rows, rows, count_text_characters(held_out, pieces))
     model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
-    recipe = {"verb": "pretrain", "data": " ".join(map(str, names)), "validation": str(validation or ""), "preset": preset}
+    recipe = {"verb": "pretrain", "dataset": [str(name) for name in names], "validation": str(validation or "")}
+    recipe |= origin(start=None, preset=preset, tokenizer=tokenizer)
     run = Run(model, pieces, ChatTemplate(), {**recipe, "options": options.to_dict()}, Path(out))
     engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(
@@ -145,8 +146,8 @@ def finetune(
         pieces, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
         model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
     split = split_of_dialogues(conversations, held_out, tokenizer=pieces, template=template, length=options.sequence_length)
-    recipe = {"verb": "finetune", "data": str(dialogues), "validation": str(validation or "")}
-    recipe |= {"start": str(start)} if start else {"preset": preset}
+    recipe = {"verb": "finetune", "dataset": str(dialogues), "validation": str(validation or "")}
+    recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
     run = Run(model, pieces, template, {**recipe, "options": options.to_dict()}, Path(out))
     engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))

@@ -11,7 +11,7 @@ from smolite.text import Tokenizer
 from smolite.training.fit import Split, train_run
 from smolite.training.options import TrainingOptions
 from smolite.training.samples import SAMPLES
-from smolite.training.starts import check_parent, check_request, continued_model, new_model
+from smolite.training.starts import check_parent, check_request, continued_model, new_model, origin
 from smolite.training.workplace import Workplace
 
 
@@ -60,8 +60,8 @@ def train_pairs(
         pieces = workplace.tokenizer(tokenizer, [text for pair in read for text in (pair.source, pair.target)], preset=preset)
         model = new_model(preset, vocab_size=pieces.vocab_size, options=options, num_encoder_layers=depth)
     split, sources = split_of_pairs(read, held_out, tokenizer=pieces, longest=options.sequence_length)
-    recipe = {"verb": "pairs", "data": str(pairs), "validation": str(validation or "")}
-    recipe |= {"start": str(start)} if start else {"preset": preset}
+    recipe = {"verb": "pairs", "dataset": str(pairs), "validation": str(validation or "")}
+    recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
     run = Run(model, pieces, None, {**recipe, "options": options.to_dict()}, Path(out))
     room = split.rows.length, split.rows.sources.tokens.shape[1] if split.rows.sources else 0
     engine = Seq2SeqEngine(model, start_id=pieces.start_id, context_length=room[1], target_length=room[0])

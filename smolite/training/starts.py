@@ -32,6 +32,13 @@ def continued_model(model: LanguageModel, options: TrainingOptions) -> LanguageM
     return continued
 
 
+def origin(*, start: str | Path | None, preset: str, tokenizer: str | Path | Tokenizer | None) -> dict[str, str]:
+    """What a model is made from, for `recipe.json`; a tokenizer only where it came as a file, which can be given again."""
+    if start:
+        return {"start": str(start)}
+    return {"preset": preset} | ({} if tokenizer is None or isinstance(tokenizer, Tokenizer) else {"tokenizer": str(tokenizer)})
+
+
 def check_request(
     options: TrainingOptions,
     *,

@@ -71,7 +71,7 @@ def test_the_run_directory_is_whole_and_nothing_else_is_left(finetuned, folder):
 def test_the_recipe_tells_how_the_run_was_made(finetuned, folder):
     recipe = json.loads((finetuned[0].path / "recipe.json").read_text("utf-8"))
     assert (recipe["verb"], recipe["preset"], recipe["options"]) == ("finetune", "tiny", OPTIONS.to_dict())
-    assert recipe["data"] == str(folder / "Smolwrite-dataset") and recipe["validation"] == str(folder / "held-out.jsonl")
+    assert recipe["dataset"] == str(folder / "Smolwrite-dataset") and recipe["validation"] == str(folder / "held-out.jsonl")
     assert [row["epoch"] for row in recipe["log"]] == [1, 2] and recipe["best_epoch"] == 2
 
 
@@ -126,7 +126,7 @@ def test_pretraining_trains_a_tokenizer_and_learns_text(pretrained, folder):
     assert row["val_bits_per_character"] == pytest.approx(bits, rel=1e-3)
     turns = [message.content for dialogue in HELD_OUT for message in dialogue.messages]
     assert pretrained.tokenizer.vocab_size == vocabulary_for(lines + turns, most=1024) <= 1024
-    assert pretrained.recipe["data"] == f"{folder / 'text.txt'} {folder / 'held-out.jsonl'}"
+    assert pretrained.recipe["dataset"] == [str(folder / "text.txt"), str(folder / "held-out.jsonl")]
 
 
 def test_samples_of_text_leave_out_what_has_no_token(pretrained):
