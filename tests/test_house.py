@@ -45,7 +45,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for path in SOURCES if path != PACKAGE / "__init__.py"}
+MODULES = {module_name(path): path for path in SOURCES if path not in (PACKAGE / "__init__.py", PACKAGE / "__main__.py")}
 
 
 def imported(node):

@@ -101,7 +101,7 @@ def test_a_command_is_known(command):
     if takes_long(words):
         assert_exists(words)
     elif words[0] == "smolite":
-        cli._parser().parse_args(words[1:])
+        cli.read_settings(words[1], words[2:])
     else:
         assert words[0] == "python" and (ROOT / words[1]).is_file()
 
@@ -111,7 +111,7 @@ def test_commands_in_sentences_are_known(text):
     inlined = [words for words in inline(text, "smolite") if "VERB" not in words]
     assert len(inlined) >= 5
     for words in inlined:
-        cli._parser().parse_args(words[1:])
+        cli.read_settings(words[1], words[2:])
     for first in ("make", "pip"):
         for words in inline(text, first):
             assert_exists(words)

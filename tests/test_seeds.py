@@ -32,7 +32,7 @@ def test_a_row_is_shown_by_what_it_names(cells):
     else:
         program, *words = shlex.split(shown)
         assert program == "smolite"
-        cli._parser().parse_args(words)
+        cli.read_settings(words[0], words[1:])
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", PAGE))

@@ -33,7 +33,7 @@ def test_the_commands_of_a_page_are_known(page):
     for line in lines:
         words = shlex.split(line)
         assert words[0] == "smolite"
-        cli._parser().parse_args(words[1:])
+        cli.read_settings(words[1], words[2:])
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
