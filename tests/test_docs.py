@@ -1,49 +1,65 @@
-"""docs/seq2seq.md is true: its commands and its Python run as printed, at toy size."""
+"""The pages in docs/ are true: commands are known, links lead somewhere, and the code runs as printed, at toy size."""
 
-import dataclasses
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from tiny import TINY, conversations
+from printed import ROOT, assert_known, blocks, commands, inline_commands, make_workshop, run_block
 
 import smolite
-from smolite.cli import parser as cli
-from smolite.data.pairs import dialogue_pairs, read_pairs
-from smolite.data.sources import resolve_dataset
-from smolite.models.config import PRESETS
+from smolite.data import dialogue_pairs, read_pairs, resolve_dataset
 
-DOCS = (Path(__file__).parents[1] / "docs" / "seq2seq.md").read_text("utf-8")
-
-
-def write_lines(path, lines):
-    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), "utf-8")
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+WITH_CODE = [page for page in PAGES if blocks(page, "bash", "python")]
+SEQ2SEQ = (ROOT / "docs" / "seq2seq.md").read_text("utf-8")
 
 
+def named(pages):
+    return [pytest.param(page, id=page.stem) for page in pages]
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_block_is_of_a_kind_that_is_tested(page):
+    assert {language for language, _ in blocks(page)} <= {"bash", "python", "json", "text"}
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_commands_are_known(page):
+    scripts = [words for _, script in blocks(page, "bash") for words in commands(script)]
+    for words in scripts + inline_commands(page):
+        assert_known(words)
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text("utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", named([page for page in PAGES if blocks(page, "json")]))
+def test_lines_of_data_are_read(page, tmp_path):
+    for _, lines in blocks(page, "json"):
+        path = tmp_path / "example.jsonl"
+        path.write_text(lines, "utf-8")
+        read = read_pairs(path) if '"source"' in lines else smolite.read_conversations(path).conversations
+        assert len(read) == len(lines.splitlines())
+
+
+# keras-hub leaves the vocabulary of a preset open, which is found when the next cycle of garbage is.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.long
-def test_the_page_of_recipes_runs_as_printed(tmp_path, monkeypatch, capsys):
-    """At toy size: the preset is tiny, and the files have a few lines."""
-    monkeypatch.setitem(PRESETS, "smolite-small", dataclasses.replace(TINY, context_length=256))
-    monkeypatch.chdir(tmp_path)
-    pairs = read_pairs(resolve_dataset("sample-pairs"))[:40]
-    for name in ("translations", "summaries", "questions"):
-        write_lines(tmp_path / f"{name}.jsonl", [{"source": pair.source, "target": pair.target} for pair in pairs])
-    few = dataclasses.replace(smolite.read_conversations(resolve_dataset("sample")), conversations=list(conversations()[:40]))
-    monkeypatch.setattr(smolite, "read_conversations", lambda path: few, raising=False)
-    (example,) = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
-    (tmp_path / "example.jsonl").write_text(example, "utf-8")
-    assert len(read_pairs(tmp_path / "example.jsonl")) == 1
-    blocks = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(compile(block, "docs/seq2seq.md", "exec"), {})
-    assert len(dialogue_pairs(few.conversations)) == len((tmp_path / "talk.jsonl").read_text("utf-8").splitlines())
-    for line in re.search(r"```bash\n(.*?)```", DOCS, re.DOTALL)[1].splitlines():
-        assert cli.main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+@pytest.mark.parametrize("page", named(WITH_CODE))
+def test_the_code_runs_as_printed(page, tmp_path, monkeypatch):
+    make_workshop(tmp_path, monkeypatch)
+    for language, body in blocks(page, "bash", "python"):
+        run_block(language, body, page)
+    if page.stem == "seq2seq":
+        dialogues = smolite.read_conversations("dialogues.jsonl").conversations
+        talk = [json.loads(line) for line in Path("talk.jsonl").read_text("utf-8").splitlines()]
+        assert len(talk) == len(dialogue_pairs(dialogues)) > 0
 
 
 def test_the_bundled_pairs_are_as_many_as_said():
     sizes = [len(read_pairs(resolve_dataset(name))) for name in ("sample-pairs", "sample-pairs-heldout")]
-    assert f"are {sizes[0]} Korean sentences with their English, and {sizes[1]} more are held out" in DOCS
+    assert f"are {sizes[0]} Korean sentences with their English, and {sizes[1]} more are held out" in SEQ2SEQ
