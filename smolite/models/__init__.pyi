@@ -8,6 +8,7 @@ from .config import RopeScaling as RopeScaling
 from .cross_attention import CrossBlock as CrossBlock
 from .cross_entropy import logit_of as logit_of
 from .cross_entropy import token_nll as token_nll
+from .language_model import LanguageModel as LanguageModel
 from .layers import LightweightAttn as LightweightAttn
 from .layers import RotaryEmbedding as RotaryEmbedding
 from .layers import SwiGLU as SwiGLU
@@ -16,6 +17,5 @@ from .losses import Perplexity as Perplexity
 from .parameters import show_parameters as show_parameters
 from .projections import rows_in_parts as rows_in_parts
 from .projections import rows_joined as rows_joined
-from .seq2seq_lm import LanguageModel as LanguageModel
 from .seq2seq_lm import Seq2SeqLM as Seq2SeqLM
 from .seq2seq_lm import new_language_model as new_language_model

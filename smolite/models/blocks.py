@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from smolite.models.config import ModelConfig
+from smolite.models.cross_attention import CrossBlock
 from smolite.models.layers import DecoderBlock, LightweightAttn, SwiGLU
 from smolite.models.projections import project, projection
 
@@ -79,9 +80,10 @@ class Smolite1Block(keras.layers.Layer):
 _BLOCKS = {"llama": DecoderBlock, "smolite-1": Smolite1Block}
 
 
-def block_of(config: ModelConfig, *, name: str, dtype: Any) -> keras.layers.Layer:
-    """A block of the form that the config asks for."""
-    return _BLOCKS[config.form](
+def block_of(config: ModelConfig, *, name: str, dtype: Any, reads_source: bool = False) -> keras.layers.Layer:
+    """A block of the form that the config asks for, or one that reads a source as well."""
+    kind = CrossBlock if reads_source else _BLOCKS[config.form]
+    return kind(
         config.num_query_heads,
         config.num_key_value_heads,
         config.head_dim,

@@ -94,7 +94,7 @@ class ModelConfig:
             _check_field(name, getattr(self, name))
         if self.rope_scaling and self.positions == "learned":
             raise ValueError("`rope_scaling` needs rotary positions. Received: learned ones. Leave one of the two out.")
-        if self.num_encoder_layers and self.form != "llama":
+        if self.has_encoder and self.form != "llama":
             raise ValueError(f'An encoder needs `form` "llama". Received: {self.form!r}. Leave out one of the two.')
         self._check_heads()
 
@@ -121,6 +121,11 @@ class ModelConfig:
                 "`head_dim` must be even, because rotary embedding turns pairs of features. "
                 f"Received: {self.head_dim}. Choose {self.head_dim + 1}, or other head counts."
             )
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads a source, beside which the decoder writes; then the model is a `Seq2SeqLM`."""
+        return self.num_encoder_layers > 0
 
     @property
     def is_llama(self) -> bool:
@@ -158,7 +163,7 @@ class ModelConfig:
             block, final_norm = 8 * width + attention + biases + adapter + mlp, 0
         first = self.vocab_size * width + (self.positions == "learned") * self.context_length * width
         encoder = self.num_encoder_layers * block + self.num_layers * (width + attention) + width
-        rest = self.num_layers * block + final_norm + bool(self.num_encoder_layers) * encoder
+        rest = self.num_layers * block + final_norm + self.has_encoder * encoder
         return first + self.embedding_norm * 2 * width + rest
 
     @classmethod
