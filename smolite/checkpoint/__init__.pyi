@@ -9,6 +9,7 @@ from .run import Run as Run
 from .run import load as load
 from .run import load_config as load_config
 from .run import load_model as load_model
+from .run import open_run as open_run
 from .run import save as save
 from .weights import assign_weights as assign_weights
 from .weights import model_weights as model_weights

@@ -5,12 +5,13 @@
 version and git commit.
 """
 
+import copy
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -18,44 +19,132 @@ from safetensors.numpy import save_file
 
 import smolite
 from smolite.checkpoint import quantized_weights as quantized
-from smolite.checkpoint.hub import resolve_model
-from smolite.checkpoint.weights import model_weights, read_tensors, stored_model
+from smolite.checkpoint.hub import export_folder, resolve_model
 from smolite.data import ChatTemplate, Conversation, Message, known_template
 from smolite.files import new_directory, write_file
-from smolite.models import LanguageModel, ModelConfig
+from smolite.models import ModelConfig
 from smolite.text import ROLES, JsonTokenizer, Tokenizer
+
+# A model needs Keras and its backend, seconds of a process that only chats with an exported file: what builds or reads one is
+# imported where it does so.
+if TYPE_CHECKING:
+    from smolite.models import LanguageModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.model"
 JSON_TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
+_PARTS = {"model", "tokenizer", "template", "recipe", "path"}
 _MARKER_OF_HF = {"bos": "<start>", "eos": "<end>", "pad": "<pad>", "unk": "<unk>"}
 
 
-@dataclass(frozen=True)
 class Run:
-    """What a run directory holds.
+    """What a run directory holds; each part is read at its first use, and once.
+
+    So whoever needs the tokenizer alone neither builds a model nor imports Keras. `open_run` gives one, and `load` one whose
+    parts have all been read.
 
     Args:
-        model: the model.
-        tokenizer: the tokenizer it was trained with.
-        template: how dialogues are written for it; None for a model of plain text, whose tokenizer lacks our markers, and for
-            an encoder-decoder.
-        recipe: data and settings that it was made with, for `recipe.json`.
         path: the directory.
+        dtype: Keras dtype or policy of the model, for example `"mixed_bfloat16"`.
     """
 
-    model: LanguageModel
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    recipe: dict[str, Any]
-    path: Path
+    def __init__(self, path: Path, *, dtype: Any = None):
+        self.path = path
+        self._dtype = dtype
+
+    @classmethod
+    def from_parts(
+        cls,
+        path: str | Path,
+        *,
+        model: "LanguageModel",
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> "Run":
+        """A run whose parts are in memory, whether or not they are in the directory yet; each as the property of its name."""
+        return cls(Path(path)).replace(model=model, tokenizer=tokenizer, template=template, recipe=dict(recipe or {}))
+
+    def replace(self, **parts: Any) -> "Run":
+        """The same run with other parts; what isn't given is shared, or still to be read.
+
+        Args:
+            parts: any of `model`, `tokenizer`, `template`, `recipe` and `path`.
+
+        Raises:
+            ValueError: another name.
+        """
+        if unknown := sorted(parts.keys() - _PARTS):
+            raise ValueError(f"The parts of a run are {', '.join(sorted(_PARTS))}. Received: {', '.join(unknown)}.")
+        changed = copy.copy(self)
+        if "model" in parts:
+            vars(changed).pop("config", None)
+        # A cached property looks here before it reads.
+        vars(changed).update(parts)
+        return changed
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The shape of the model, from `config.json`; no model is built for it."""
+        if (model := vars(self).get("model")) is not None:
+            config: ModelConfig = model.config
+            return config
+        hf = dict(self._hf)
+        if quantized.bits_of(hf):
+            del hf["quantization_config"]
+        try:
+            return ModelConfig.from_hf(hf)
+        except ValueError as error:
+            raise ValueError(f"{self.path / CONFIG_FILE}: {error}") from error
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        tokenizer = _read_tokenizer(self.path, self._settings, vocab_size=self.config.vocab_size)
+        _check_vocabulary(self.config, tokenizer, where=CONFIG_FILE)
+        return tokenizer
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """How dialogues are written for the model.
+
+        None for a model of plain text, whose tokenizer lacks our markers, and for an encoder-decoder.
+        """
+        return None if self.config.num_encoder_layers else _read_template(self.path, self._settings, self.tokenizer)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Data and settings that the run was made with, for `recipe.json`."""
+        return _read_json(self.path / "recipe.json", missing={})
+
+    @cached_property
+    def model(self) -> "LanguageModel":
+        """The model, built and with its weights."""
+        from smolite.checkpoint.weights import read_tensors, stored_model
+
+        bits = quantized.bits_of(self._hf)
+        tensors = quantized.QuantizedTensors(self.path / quantized.weights_file(bits)) if bits else read_tensors(self.path)
+        return stored_model(self.config, tensors, dtype=self._dtype)
+
+    @property
+    def exports(self) -> Path:
+        """The folder of its exported files, there or not; see `export_folder`."""
+        return export_folder(self.path)
+
+    @cached_property
+    def _hf(self) -> dict[str, Any]:
+        return _read_json(self.path / CONFIG_FILE)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return _read_json(self.path / "tokenizer_config.json", missing={})
 
 
 def save(
     path: str | Path,
-    model: LanguageModel,
+    model: "LanguageModel",
     tokenizer: Tokenizer,
     *,
     template: ChatTemplate | None = None,
@@ -85,6 +174,8 @@ def save(
             of the above.
         OSError: the disk is full, or the folder cannot be written; what was there before is whole.
     """
+    from smolite.checkpoint.weights import model_weights
+
     path = Path(path)
     _check_vocabulary(model.config, tokenizer, where="the model")
     if template and model.config.num_encoder_layers:
@@ -109,8 +200,28 @@ def save(
     return path
 
 
+def open_run(path: str | Path, *, dtype: Any = None) -> Run:
+    """Opens a run directory, or a Hugging Face folder of the same form, from here or from the hub; see `load`.
+
+    Only that there is such a folder is checked at once. What else is missing or broken is said when the part is first used.
+
+    Args:
+        path: the directory, or a model's name on the hub such as `"HuggingFaceTB/SmolLM2-135M-Instruct"`.
+        dtype: Keras dtype or policy of the model, for example `"mixed_bfloat16"`.
+
+    Raises:
+        FileNotFoundError: there is no such directory, or no `config.json` in it.
+        NotADirectoryError: it is a file.
+        ConnectionError: the hub can't be reached, and the model isn't in its cache.
+        ImportError: the package for the hub is not installed.
+    """
+    folder = resolve_model(path)
+    _check_folder(folder)
+    return Run(folder, dtype=dtype)
+
+
 def load(path: str | Path, *, dtype: Any = None) -> Run:
-    """Reads a run directory, or a Hugging Face folder of the same form, from here or from the hub.
+    """Reads a run directory, or a Hugging Face folder of the same form, from here or from the hub: all of it, model included.
 
     The tokenizer is the one that `tokenizer_config.json` names, else `tokenizer.model`, else `tokenizer.json`. A model may have
     more ids than its `tokenizer.json`; the others have no text. A folder without a chat template gets the default one where its
@@ -126,26 +237,24 @@ def load(path: str | Path, *, dtype: Any = None) -> Run:
         ConnectionError: the hub can't be reached, and the model isn't in its cache.
         ImportError: a package for the hub or for `tokenizer.json` is not installed.
     """
-    folder = _checked_folder(path)
-    config = load_config(folder)
-    settings = _read_json(folder / "tokenizer_config.json", missing={})
-    tokenizer = _read_tokenizer(folder, settings, vocab_size=config.vocab_size)
-    _check_vocabulary(config, tokenizer, where=CONFIG_FILE)
-    template = None if config.num_encoder_layers else _read_template(folder, settings, tokenizer)
-    recipe = _read_json(folder / "recipe.json", missing={})
-    return Run(load_model(folder, dtype=dtype), tokenizer, template, recipe, folder)
+    run = open_run(path, dtype=dtype)
+    # Each is read here, so that errors come from `load`; the quick ones before the model, which takes seconds.
+    _ = run.tokenizer, run.template, run.recipe, run.model
+    return run
 
 
-def load_model(path: str | Path, *, dtype: Any = None) -> LanguageModel:
+def load_model(path: str | Path, *, dtype: Any = None) -> "LanguageModel":
     """Reads only the model of a run directory or a Hugging Face Llama folder; the rest is as in `load`."""
-    folder = _checked_folder(path)
-    config, bits = load_config(folder), quantized.bits_of(_read_json(folder / CONFIG_FILE))
-    tensors = quantized.QuantizedTensors(folder / quantized.weights_file(bits)) if bits else read_tensors(folder)
-    return stored_model(config, tensors, dtype=dtype)
+    return open_run(path, dtype=dtype).model
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """Reads only the shape of a run directory or a Hugging Face folder; errors are those of `load`."""
+    return open_run(path).config
 
 
 def _documents(
-    model: LanguageModel, tokenizer: Tokenizer, *, template: ChatTemplate, recipe: Mapping[str, Any]
+    model: "LanguageModel", tokenizer: Tokenizer, *, template: ChatTemplate, recipe: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The JSON files of a run directory, by name."""
     tokens = _tokens_of_hf(tokenizer)
@@ -220,8 +329,7 @@ def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, *, where: str) 
         )
 
 
-def _checked_folder(path: str | Path) -> Path:
-    folder = resolve_model(path)
+def _check_folder(folder: Path) -> None:
     if not folder.exists():
         raise FileNotFoundError(f"A run directory must exist. Received: {folder}. Check the path.")
     if not folder.is_dir():
@@ -232,19 +340,6 @@ def _checked_folder(path: str | Path) -> Path:
             f"{folder} is not a run directory, which must hold {CONFIG_FILE}. Received a folder with: "
             f"{names}. Give a folder that `smolite.save` or a recipe wrote."
         )
-    return folder
-
-
-def load_config(path: str | Path) -> ModelConfig:
-    """Reads only the shape of a run directory or a Hugging Face folder; errors are those of `load`."""
-    folder = _checked_folder(path)
-    hf = _read_json(folder / CONFIG_FILE)
-    if quantized.bits_of(hf):
-        del hf["quantization_config"]
-    try:
-        return ModelConfig.from_hf(hf)
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def _read_tokenizer(folder: Path, settings: Mapping[str, Any], *, vocab_size: int) -> Tokenizer:

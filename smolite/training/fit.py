@@ -1,6 +1,5 @@
 """Recipes: straight lines from a file of text to a run directory, through `model.fit`."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -95,7 +94,8 @@ def pretrain(
     model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
     recipe = {"verb": "pretrain", "dataset": [str(name) for name in names], "validation": str(validation or "")}
     recipe |= origin(start=None, preset=preset, tokenizer=tokenizer)
-    run = Run(model, pieces, ChatTemplate(), {**recipe, "options": options.to_dict()}, Path(out))
+    made = {**recipe, "options": options.to_dict()}
+    run = Run.from_parts(out, model=model, tokenizer=pieces, template=ChatTemplate(), recipe=made)
     engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(
         run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, (held_out or documents)[:SAMPLES])
@@ -148,7 +148,8 @@ def finetune(
     split = split_of_dialogues(conversations, held_out, tokenizer=pieces, template=template, length=options.sequence_length)
     recipe = {"verb": "finetune", "dataset": str(dialogues), "validation": str(validation or "")}
     recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
-    run = Run(model, pieces, template, {**recipe, "options": options.to_dict()}, Path(out))
+    made = {**recipe, "options": options.to_dict()}
+    run = Run.from_parts(out, model=model, tokenizer=pieces, template=template, recipe=made)
     engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))
 
@@ -187,7 +188,7 @@ def _read(dialogues: str | Path) -> list[Conversation]:
 def train_run(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
     """`model.fit` with everything around it, then the run directory."""
     workplace.begin()
-    run = dataclasses.replace(run, recipe={**run.recipe, "backend": keras.backend.backend()})
+    run = run.replace(recipe={**run.recipe, "backend": keras.backend.backend()})
     dataset = ChatDataset(
         split.rows,
         options.batch_size,
@@ -218,7 +219,7 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
     recipe = {**run.recipe, "log": journal.rows, "best_epoch": state.best_epoch if options.restore_best_weights else 0}
     save(workplace.out, run.model, run.tokenizer, template=run.template, recipe=recipe, overwrite=True)
     workplace.finish()
-    return dataclasses.replace(run, recipe=recipe)
+    return run.replace(recipe=recipe)
 
 
 def _epoch_length(num_rows: int, options: TrainingOptions) -> int:

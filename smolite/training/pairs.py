@@ -62,7 +62,7 @@ def train_pairs(
     split, sources = split_of_pairs(read, held_out, tokenizer=pieces, longest=options.sequence_length)
     recipe = {"verb": "pairs", "dataset": str(pairs), "validation": str(validation or "")}
     recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
-    run = Run(model, pieces, None, {**recipe, "options": options.to_dict()}, Path(out))
+    run = Run.from_parts(out, model=model, tokenizer=pieces, recipe={**recipe, "options": options.to_dict()})
     room = split.rows.length, split.rows.sources.tokens.shape[1] if split.rows.sources else 0
     engine = Seq2SeqEngine(model, start_id=pieces.start_id, context_length=room[1], target_length=room[0])
     return train_run(run, split, workplace, options=options, sample=lambda: sample_targets(engine, run, sources))

@@ -14,7 +14,7 @@ from reference import AWKWARD_CONFIGS, random_weights
 from safetensors.numpy import load_file
 
 import smolite.checkpoint.run as checkpoint
-from smolite.checkpoint.run import load, load_model, save
+from smolite.checkpoint.run import Run, load, load_model, open_run, save
 from smolite.checkpoint.weights import assign_weights, model_weights
 from smolite.data.template import ChatTemplate, Conversation, Message
 from smolite.models.causal_lm import CausalLM
@@ -250,6 +250,37 @@ def test_another_tokenizer_or_template_is_named(run, tmp_path, model):
     with pytest.raises(ValueError, match="must be a whole tokenizer.json. Received: .*tokenizer.json, with this problem"):
         load(run)
     assert load_model(run).config == model.config
+
+
+def test_a_run_that_is_opened_reads_each_part_at_its_first_use(run, model, tokenizer, monkeypatch):
+    (run / "model.safetensors").unlink()
+    (run / "recipe.json").write_text("[1]")
+    opened = open_run(run)
+    assert (opened.config, opened.exports) == (model.config, run / "export")
+    assert opened.tokenizer.model_proto == tokenizer.model_proto and opened.template == TEMPLATE
+    with pytest.raises(FileNotFoundError, match="must hold model.safetensors. It is missing"):
+        _ = opened.model
+    with pytest.raises(ValueError, match="recipe.json must hold a JSON object"):
+        _ = opened.recipe
+    for path in run.iterdir():
+        path.unlink()
+    assert opened.tokenizer is opened.tokenizer and opened.template == TEMPLATE and opened.config == model.config
+
+
+def test_what_cannot_be_a_run_is_refused_when_it_is_opened(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run directory"):
+        open_run(tmp_path)
+
+
+def test_a_run_of_parts_is_read_from_no_file(model, tokenizer, tmp_path):
+    made = Run.from_parts(tmp_path / "none", model=model, tokenizer=tokenizer)
+    assert (made.config, made.template, made.recipe) == (model.config, None, {})
+    other = CausalLM(dataclasses.replace(model.config, num_layers=1))
+    changed = made.replace(model=other, template=ChatTemplate(), path=tmp_path)
+    assert (changed.config, changed.template, changed.path) == (other.config, ChatTemplate(), tmp_path)
+    assert made.config == model.config and made.template is None and changed.tokenizer is tokenizer
+    with pytest.raises(ValueError, match="The parts of a run are model, path, recipe, template, tokenizer. Received: engine"):
+        made.replace(engine=None)
 
 
 def test_a_template_with_other_markers_is_refused(model, tokenizer, tmp_path):

@@ -169,13 +169,13 @@ def test_a_table_of_four_bits_with_the_scales_of_eight(exported, run, tmp_path):
 def test_a_wrong_theta_in_a_gguf_file(run, tmp_path):
     other = run.model.__class__(dataclasses.replace(run.model.config, rope_theta=1e4))
     other.set_weights(run.model.get_weights())
-    gguf.build(dataclasses.replace(run, model=other), tmp_path / "model.gguf", quantize=None)
+    gguf.build(run.replace(model=other), tmp_path / "model.gguf", quantize=None)
     assert "a logit differs by" in problems_of(run, tmp_path)["model.gguf"]
 
 
 def test_another_tokenizer_in_a_gguf_file(run, tmp_path):
     other = train_tokenizer([text[::-1] for text in TEXTS], tmp_path / "other.model", vocab_size=330)
-    gguf.build(dataclasses.replace(run, tokenizer=other), tmp_path / "model.gguf", quantize=None)
+    gguf.build(run.replace(tokenizer=other), tmp_path / "model.gguf", quantize=None)
     found = problems_of(run, tmp_path)
     assert (
         list(found) == ["tokenizer in model.gguf"] and "texts have other ids, for example" in found["tokenizer in model.gguf"]

@@ -164,7 +164,7 @@ def test_scaled_positions_reach_llama_cpp(tokenizer, tmp_path):
     random_weights(model, 3)
     plain = CausalLM(dataclasses.replace(BLOCKY, rope_theta=5000.0))
     random_weights(plain, 3)
-    build(checkpoint.Run(model, tokenizer, None, {}, tmp_path), tmp_path / "model.gguf", quantize=None)
+    build(checkpoint.Run.from_parts(tmp_path, model=model, tokenizer=tokenizer), tmp_path / "model.gguf", quantize=None)
     text = np.random.default_rng(0).integers(0, 330, 60).tolist()
     expected, other = (reference.to_numpy(each(np.array([text])))[0, 40:] for each in (model, plain))
     assert np.abs(expected - other).max() > 0.05
@@ -172,7 +172,8 @@ def test_scaled_positions_reach_llama_cpp(tokenizer, tmp_path):
 
 
 def test_another_form_is_refused(tokenizer, tmp_path):
-    run = checkpoint.Run(CausalLM(dataclasses.replace(BLOCKY, positions="learned")), tokenizer, None, {}, tmp_path)
+    model = CausalLM(dataclasses.replace(BLOCKY, positions="learned"))
+    run = checkpoint.Run.from_parts(tmp_path, model=model, tokenizer=tokenizer)
     with pytest.raises(ValueError, match=r"llama.cpp runs Llamas only. Received: a model with positions='learned'"):
         build(run, tmp_path / "model.gguf", quantize=None)
 
@@ -199,7 +200,7 @@ def test_a_byte_level_tokenizer_splits_the_same_in_llama_cpp(tmp_path):
     byte_level = JsonTokenizer(trained(), roles=ROLES, vocab_size=416)
     model = CausalLM(dataclasses.replace(BLOCKY, vocab_size=416))
     random_weights(model, 5)
-    build(checkpoint.Run(model, byte_level, None, {}, tmp_path), tmp_path / "model.gguf", quantize=None)
+    build(checkpoint.Run.from_parts(tmp_path, model=model, tokenizer=byte_level), tmp_path / "model.gguf", quantize=None)
     engine = LlamaCppEngine(tmp_path / "model.gguf")
     for text in [*CORPUS, "it's 12,345", "가나 다라\n\n the  end", "<|im_start|>user"]:
         assert engine.tokenize(text) == byte_level.encode(text)
@@ -211,7 +212,8 @@ def test_another_rule_for_words_is_refused(tmp_path):
     content = json.loads(trained())
     content["pre_tokenizer"]["pretokenizers"][0]["individual_digits"] = False
     other = JsonTokenizer(json.dumps(content).encode(), roles=ROLES)
-    run = checkpoint.Run(CausalLM(dataclasses.replace(BLOCKY, vocab_size=other.vocab_size)), other, None, {}, tmp_path)
+    model = CausalLM(dataclasses.replace(BLOCKY, vocab_size=other.vocab_size))
+    run = checkpoint.Run.from_parts(tmp_path, model=model, tokenizer=other)
     with pytest.raises(
         ValueError, match=r'must be cut by ByteLevel, or by Digits and ByteLevel.* Received: \{"type": "Sequence"'
     ):
@@ -223,7 +225,7 @@ def test_stories_says_its_golden_text_in_llama_cpp(tmp_path):
     model = CausalLM(stories_config())
     assign_weights(model, stories_weights())
     tokenizer = Tokenizer(stories_tokenizer_proto())
-    build(checkpoint.Run(model, tokenizer, None, {}, tmp_path), tmp_path / "stories.gguf", quantize=None)
+    build(checkpoint.Run.from_parts(tmp_path, model=model, tokenizer=tokenizer), tmp_path / "stories.gguf", quantize=None)
     start, *golden = stories_golden()[0]["ids_200"]
     assert generate(LlamaCppEngine(tmp_path / "stories.gguf"), [[start]], max_new_tokens=len(golden))[0] == golden
 

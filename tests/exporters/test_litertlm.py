@@ -13,10 +13,10 @@ from bundled import small_bundles
 from exported import ROOT, SLOTS, random_weights, run_apart, save_small_run, small_config
 from tiny_json import ROLES, trained
 
-from smolite import exporters
 from smolite.checkpoint import run as checkpoint
 from smolite.cli.verbs import bench
 from smolite.data.hub_templates import SMOLLM2_CHAT
+from smolite.exporters import exporting
 from smolite.exporters.exporting import export
 from smolite.exporters.litertlm.build import TEMPERATURE, TOP_K, TOP_P, check_run
 from smolite.exporters.litertlm.engine import LiteRTLMEngine, count_slots, measure_speeds
@@ -81,7 +81,7 @@ def test_nothing_is_said_on_standard_error(small, capfd):
 
 
 def test_a_bundle_is_not_offered_for_a_chat_here(small, tmp_path):
-    run = dataclasses.replace(small[0], path=tmp_path)
+    run = small[0].replace(path=tmp_path)
     shutil.copytree(small[1], tmp_path / "export")
     assert engine_names(run) == ["keras"]
 
@@ -89,7 +89,7 @@ def test_a_bundle_is_not_offered_for_a_chat_here(small, tmp_path):
 def test_what_is_refused(small, tmp_path, monkeypatch):
     run = small[0]
     with pytest.raises(ValueError, match=r"A \.litertlm file holds a chat template. Received: .* without one. Finetune it"):
-        check_run(dataclasses.replace(run, template=None))
+        check_run(run.replace(template=None))
     with pytest.raises(FileNotFoundError, match=r"A \.litertlm file was expected. Received: .*no\.litertlm. Make one with"):
         LiteRTLMEngine(tmp_path / "no.litertlm")
     monkeypatch.setitem(sys.modules, "litert_lm", None)
@@ -98,7 +98,7 @@ def test_what_is_refused(small, tmp_path, monkeypatch):
 
 
 def test_a_run_without_a_template_is_refused_before_the_conversion(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporters, "_convert_apart", lambda job: pytest.fail("it was converted"))
+    monkeypatch.setattr(exporting, "_convert_apart", lambda job: pytest.fail("it was converted"))
     tokenizer = JsonTokenizer(trained(), roles=ROLES)  # which lacks the markers of the default template
     run = checkpoint.save(tmp_path / "run", CausalLM(small_config(tokenizer.vocab_size)), tokenizer)
     assert checkpoint.load(run).template is None
@@ -111,7 +111,8 @@ def test_a_run_without_a_template_is_refused_before_the_conversion(tmp_path, mon
 def test_an_encoder_decoder_is_refused(tmp_path):
     config = dataclasses.replace(small_config(330), num_encoder_layers=1)
     with pytest.raises(ValueError, match="LiteRT-LM runs no encoder-decoder. Received: "):
-        check_run(checkpoint.Run(dataclasses.make_dataclass("Model", ["config"])(config), None, None, {}, ROOT))
+        model = dataclasses.make_dataclass("Model", ["config"])(config)
+        check_run(checkpoint.Run.from_parts(ROOT, model=model, tokenizer=None))
 
 
 def test_missing_packages_are_named():
@@ -134,14 +135,14 @@ def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
             file.write(b"half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporters, "_convert_apart", interrupted)
+    monkeypatch.setattr(exporting, "_convert_apart", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(small[0].path, format="litertlm", out=tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_file_that_says_something_else_is_not_left_behind(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporters, "_convert_apart", lambda job: shutil.copy(small[1] / "model_int8.litertlm", job["path"]))
+    monkeypatch.setattr(exporting, "_convert_apart", lambda job: shutil.copy(small[1] / "model_int8.litertlm", job["path"]))
     with pytest.raises(RuntimeError, match=r"was not kept(.|\n)*model\.litertlm: a log probability differs by"):
         export(small[0].path, format="litertlm", out=tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

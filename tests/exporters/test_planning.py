@@ -95,7 +95,7 @@ def test_a_bundle_packs_a_tokenizer_json(run, tmp_path):
     model, path = run / "export" / "model.tflite", tmp_path / "model.litertlm"
     loaded = checkpoint.load(run)
     tokenizer = JsonTokenizer(tmp_path / "tokenizer.json", roles=ROLES)
-    bundle(dataclasses.replace(loaded, tokenizer=tokenizer, template=CHATML), model, path, cache_length=SLOTS)
+    bundle(loaded.replace(tokenizer=tokenizer, template=CHATML), model, path, cache_length=SLOTS)
     size = tokenizer_size(tmp_path)
     assert size.litertlm <= 16 * 1024 < (tmp_path / "tokenizer.json").stat().st_size
     assert litertlm_bytes(model.stat().st_size, size) == path.stat().st_size

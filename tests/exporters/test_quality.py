@@ -85,7 +85,7 @@ def test_what_is_measured_on(run, files):
 
 
 def test_a_run_without_a_template_is_measured_on_text(run, files):
-    sample = read(dataclasses.replace(run, template=None), files)
+    sample = read(run.replace(template=None), files)
     assert not sample.dialogues and [len(ids) for ids in sample.prompts] == [len(ids) // 2 for ids, _ in sample.texts]
     assert measure(KerasEngine(run.model), sample).dialogues is None
 

@@ -1,6 +1,5 @@
 """What LiteRT-LM answers and how likely it finds an answer, compared with the Keras model; and faults that must be seen."""
 
-import dataclasses
 import itertools
 import json
 import shutil
@@ -82,7 +81,7 @@ def test_another_tokenizer_turns_verify_red(small, tmp_path):
     run = small[0]
     other = train_tokenizer([text[::-1] for text in TEXTS], tmp_path / "other.model", vocab_size=330)
     model = run.path / "export" / "model.tflite"
-    bundle(dataclasses.replace(run, tokenizer=other), model, tmp_path / "model.litertlm", cache_length=SLOTS)
+    bundle(run.replace(tokenizer=other), model, tmp_path / "model.litertlm", cache_length=SLOTS)
     found = problems_of(run, tmp_path)
     assert "prompts have other ids" in found["tokenizer in model.litertlm"][0]
 
@@ -91,7 +90,7 @@ def test_another_template_turns_verify_red(small, tmp_path):
     run = small[0]
     other = ChatTemplate(user_suffix="<end>", assistant_suffix="<sep>")
     model = run.path / "export" / "model.tflite"
-    bundle(dataclasses.replace(run, template=other), model, tmp_path / "model.litertlm", cache_length=SLOTS)
+    bundle(run.replace(template=other), model, tmp_path / "model.litertlm", cache_length=SLOTS)
     found = problems_of(run, tmp_path)["tokenizer in model.litertlm"]
     assert "its template writes" in found[0] and found[1] == "its answers end with (4,), the model's with 3"
 
@@ -167,7 +166,7 @@ def test_twenty_answers_of_64_tokens_are_those_of_keras(lively, record_property)
 def test_a_chat_over_three_turns_goes_as_in_keras(lively, after, tmp_path):
     """Every answer but the last ends by itself; its marker is in the cache then, and what the template has after it."""
     run, _, answers = lively
-    other = dataclasses.replace(run, template=ChatTemplate(assistant_suffix=f"<end>{after}"))
+    other = run.replace(template=ChatTemplate(assistant_suffix=f"<end>{after}"))
     bundle(other, run.path.parent / "model.tflite", tmp_path / "model.litertlm", cache_length=160)
     engine, keras = LiteRTLMEngine(tmp_path / "model.litertlm"), KerasEngine(run.model)
     asked = [text for text, ids in answers.items() if 3 <= len(ids) < 20][:4]

@@ -173,7 +173,7 @@ def test_errors_stand_under_the_answer_and_nothing_is_lost(talker, prompt, given
 
 def test_a_run_without_a_template_only_continues(talker, path):
     run = checkpoint.load(path)
-    plain = Talker(checkpoint.Run(run.model, run.tokenizer, None, {}, run.path))
+    plain = Talker(run.replace(template=None))
     with pytest.raises(ValueError, match="Chatting needs a chat template. Received: .*run without one. Let it continue"):
         plain.chat([Message("user", "안녕!")], sampling=GREEDY, max_new_tokens=4)
     assert last_of(plain.continue_text(PROMPT, sampling=GREEDY, max_new_tokens=24)).text == continued(talker)[1]
@@ -201,7 +201,7 @@ def test_of_an_encoder_decoder_there_is_only_what_it_writes(path):
     model = Seq2SeqLM(dataclasses.replace(TINY, num_encoder_layers=1))
     engine, ids = Seq2SeqEngine(model, start_id=tokenizer().start_id), tokenizer().encode(PROMPT)
     (new,) = generate(engine, [ids], max_new_tokens=12, stop_ids=[tokenizer().end_id])
-    pair = Talker(checkpoint.Run(model, tokenizer(), None, {}, path))
+    pair = Talker(checkpoint.Run.from_parts(path, model=model, tokenizer=tokenizer()))
     assert last_of(pair.continue_text(PROMPT, sampling=GREEDY, max_new_tokens=12)).text == tokenizer().decode(new)
 
 
@@ -249,7 +249,7 @@ from smolite.checkpoint import run as checkpoint
 from smolite.serving.page import build_app, build_notice
 
 with_template, run = build_app(sys.argv[1]), checkpoint.load(sys.argv[1])
-checkpoint.load = lambda _: checkpoint.Run(run.model, run.tokenizer, None, {}, run.path)
+checkpoint.load = lambda _: run.replace(template=None)
 blocks = {block.label: block for block in with_template.blocks.values() if getattr(block, "label", None)}
 from gradio.analytics import analytics_enabled
 pages = {"chatting": with_template, "plain": build_app(sys.argv[1]), "notice": build_notice("<b>")}

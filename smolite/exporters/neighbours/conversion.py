@@ -70,7 +70,7 @@ def _read(source: str | Path, tokenizer: str | Path | None, context_length: int 
         own = tokenizer_of(theirs)
         length = context_length or getattr(theirs.preprocessor, "sequence_length", None) or 2048
         model = from_keras_hub(theirs, context_length=length)
-        return _with_tokenizer(model, tokenizer, path) if own is None else checkpoint.Run(model, own, None, {}, path)
+        return _with_tokenizer(model, tokenizer, path) if own is None else _unsaved(model, own, path)
     return checkpoint.load(source)
 
 
@@ -79,7 +79,11 @@ def _with_tokenizer(model: Any, tokenizer: str | Path | None, source: Path) -> c
         raise ValueError(
             f"{source} has no tokenizer. Received: no `tokenizer` either. Give the .model file it was trained with."
         )
-    return checkpoint.Run(model, Tokenizer(tokenizer), None, {}, source)
+    return _unsaved(model, Tokenizer(tokenizer), source)
+
+
+def _unsaved(model: Any, tokenizer: Tokenizer, source: Path) -> checkpoint.Run:
+    return checkpoint.Run.from_parts(source, model=model, tokenizer=tokenizer)
 
 
 def _is_preset(path: Path) -> bool:
