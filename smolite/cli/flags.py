@@ -36,7 +36,7 @@ def _demo(parser: Parser) -> None:
 def _tokenizer(parser: Parser) -> None:
     parser.add_argument("texts", nargs="+", help=".txt or .jsonl with text, or dialogues, or a data set's name")
     parser.add_argument("--out", default="tokenizer.model", help="the file to write")
-    parser.add_argument("--vocab-size", type=int, default=8192, help="number of pieces")
+    parser.add_argument("--vocab-size", type=int, default=8192, help="number of tokens that it knows")
     parser.add_argument("--model-type", choices=["bpe", "unigram"], default="bpe", help="how words are split")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
@@ -181,7 +181,7 @@ def _quality(parser: Parser) -> None:
     parser.add_argument("run", help="run directory")
     parser.add_argument("--max-loss", type=share, default="1%", help="more bits per character that the file may cost")
     parser.add_argument("--dataset", default="sample-heldout", help="held-out dialogues: a file, or a data set's name")
-    parser.add_argument("--text", help="held-out plain text; default: what is said in the dialogues")
+    parser.add_argument("--text", help="held-out plain text; default: the text of the dialogues")
     parser.add_argument("--count", type=int, default=100, help="the most dialogues, and the most texts, to measure on")
     parser.add_argument("--out", help="folder to write to; default: export in the run directory")
     parser.add_argument("--cache-length", type=int, help=CACHE_HELP)

@@ -89,12 +89,12 @@ def chat(*, run: str, engine: str, system: str | None, prompt: str | None, max_n
 
     def answer(text: str) -> None:
         messages.append(Message("user", text))
-        pieces = []
-        for piece in stream_reply(talker, messages, sampling=how, **settings):
-            print(piece, end="", flush=True)
-            pieces.append(piece)
+        chunks = []
+        for chunk in stream_reply(talker, messages, sampling=how, **settings):
+            print(chunk, end="", flush=True)
+            chunks.append(chunk)
         print()
-        messages.append(Message("assistant", "".join(pieces)))
+        messages.append(Message("assistant", "".join(chunks)))
 
     if prompt is not None:
         answer(prompt)

@@ -10,14 +10,16 @@ from smolite.data.packing import PackedRows, next_token_fields, pack, text_rows,
 
 __all__ = ["ChatDataset", "PackedRows", "next_token_fields", "pack", "shift_labels", "text_rows", "unpacked_rows"]
 
-_NOT_LEARNT = -100  # the label that Hugging Face's models leave out of the loss
-_NOISE_STREAM = 1  # keeps the random numbers of the noise apart from those of the order
+# The label that Hugging Face's models leave out of the loss.
+_NOT_LEARNT = -100
+# Keeps the random numbers of the noise apart from those of the order, which are drawn by (seed, pass).
+_NOISE_STREAM = 1
 
 
 def shift_labels(ids: np.ndarray, labels: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Labels in Hugging Face's way, as `(x, y, sample_weight)` for `fit`, which give the same loss.
 
-    There, a label stands at the place of its own token, the shift to the next token is made inside the model, and -100 is not
+    There, a label stands in the column of its own token, the shift to the next token is made inside the model, and -100 is not
     learnt. Here the arrays are shifted beforehand.
 
     Example: ids `[[5, 6, 7]]` and labels `[[-100, -100, 7]]` → tokens `[[5, 6]]`, y `[[0, 7]]`, weights `[[0.0, 1.0]]`.
@@ -47,10 +49,10 @@ class ChatDataset(keras.utils.PyDataset):
     batches have the same shapes; a last short batch is filled with rows of padding, weight 0.
 
     Item i is the batch of step `step + i`: `(x, y, sample_weight)` with `x` a dict of `tokens`, `positions`,
-    `segments` (batch, length) and `loss_at` (batch, targets), int32. `loss_at` has the places that are
+    `segments` (batch, length) and `loss_at` (batch, targets), int32. `loss_at` has the columns that are
     trained, `y` (batch, targets) int32 their targets and `sample_weight` (batch, targets) float32 their
     weights; unused ones are 0 with weight 0. `targets` is the most that any row trains, rounded up to a
-    multiple of 8, at most the length; where it is the length, every place has its target and `loss_at` is left out.
+    multiple of 8, at most the length; where it is the length, every column has its target and `loss_at` is left out.
 
     Rows with sources, from `pairs.pack_pairs`, add `source`, `source_positions` and `source_segments` to `x`.
 
@@ -92,6 +94,8 @@ class ChatDataset(keras.utils.PyDataset):
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
         self.batches_per_pass = math.ceil(len(rows) / batch_size)
         self.steps_per_epoch = steps_per_epoch or self.batches_per_pass
+        # Logits are computed for the trained columns alone, of dialogues the answers: no other pays for the projection to the
+        # whole vocabulary and its loss. One number for all batches, as each shape would be compiled anew.
         most = int(np.count_nonzero(rows.weights, axis=1).max())
         self.num_targets = min(math.ceil(most / 8) * 8, rows.length)
         self.token_noise = token_noise
@@ -113,8 +117,8 @@ class ChatDataset(keras.utils.PyDataset):
     def batch(self, step: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Return the batch of a global step, counted from 0 over all passes."""
         _check_at_least(0, step=step)
-        number, place = divmod(step, self.batches_per_pass)
-        chosen = self._row_order(number)[place * self.batch_size : (place + 1) * self.batch_size]
+        number, within = divmod(step, self.batches_per_pass)
+        chosen = self._row_order(number)[within * self.batch_size : (within + 1) * self.batch_size]
         tokens, targets, weights, positions, segments = (self._take(array, chosen) for array in _arrays(self.rows))
         if self._noisy is not None:
             tokens = self._with_noise(tokens, self._take(self._noisy, chosen), step)
@@ -124,6 +128,7 @@ class ChatDataset(keras.utils.PyDataset):
             x |= {name: self._take(array, chosen) for name, array in named.items()}
         if self.num_targets == self.rows.length:
             return x, np.where(weights != 0, targets, 0), weights
+        # A stable sort of "not trained" brings the trained columns to the front in their order.
         loss_at = np.argsort(weights == 0, axis=1, kind="stable")[:, : self.num_targets].astype("int32")
         sample_weight = np.take_along_axis(weights, loss_at, axis=1)
         y = np.where(sample_weight != 0, np.take_along_axis(targets, loss_at, axis=1), 0).astype("int32")
@@ -141,6 +146,7 @@ class ChatDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         """Called by Keras after an epoch, and also before the first: move on if an epoch was read whole."""
+        # Keras calls this before the first epoch, too, after one batch that it builds the model with.
         if self._drawn >= len(self):
             self.seek(self.step + len(self))
         self._drawn = 0
@@ -161,6 +167,7 @@ class ChatDataset(keras.utils.PyDataset):
         return np.where(hit, generator.choice(self._pool, tokens.shape), tokens)
 
     def _take(self, array: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        # Padding of weight 0 keeps the shape of the last batch, which would be compiled for itself.
         filled = np.zeros((self.batch_size, array.shape[1]), array.dtype)
         filled[: len(chosen)] = array[chosen]
         return filled

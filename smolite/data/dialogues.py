@@ -64,9 +64,9 @@ class Conversation:
         roles = [message.role for message in self.messages]
         turns = roles[1:] if roles[:1] == ["system"] else roles
         if not turns or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"] * (len(turns) % 2):
-            place = f" at {self.source}" if self.source else ""
+            origin = f" at {self.source}" if self.source else ""
             raise ValueError(
-                f"A conversation{place} must be user, assistant, user, … after at most one system turn. "
+                f"A conversation{origin} must be user, assistant, user, … after at most one system turn. "
                 f"Received: {', '.join(roles) or 'no message'}. Reorder the messages."
             )
 
@@ -162,9 +162,10 @@ def _tidy(messages: Sequence[Message], where: str, *, counts: Counter) -> Conver
     counts["read"] += 1
     counts["no_assistant"] += all(message.role != "assistant" for message in messages)
     system, turns = _split_system(messages, counts=counts)
-    first = next((place for place, turn in enumerate(turns) if turn.role != "assistant"), len(turns))
+    first = next((number for number, turn in enumerate(turns) if turn.role != "assistant"), len(turns))
     counts["leading_assistant"] += first > 0
     kept: list[Message] = []
+    # A dialogue is cut at its first fault: what comes after it answers something that the model would not see.
     for turn in turns[first:]:
         if turn.role != ("user", "assistant")[len(kept) % 2]:
             counts["out_of_order"] += 1
@@ -173,6 +174,7 @@ def _tidy(messages: Sequence[Message], where: str, *, counts: Counter) -> Conver
             counts["empty_turn"] += 1
             break
         kept.append(turn)
+    # A question without an answer trains nothing.
     if len(kept) % 2:
         counts["trailing_user"] += 1
         kept.pop()

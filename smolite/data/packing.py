@@ -95,15 +95,15 @@ class PackedRows:
 
     @property
     def fill(self) -> float:
-        """Share of places that aren't padding."""
+        """Share of the columns that aren't padding, over all rows."""
         return float(np.count_nonzero(self.segments) / self.segments.size)
 
 
 def pack(examples: Sequence[Example], length: int) -> PackedRows:
-    """Put several whole examples into each row, so that few places are padding.
+    """Put several whole examples into each row, so that few columns are padding.
 
-    An example of n ids takes n - 1 places. The longest are placed first, each into the fullest row that has
-    room (best-fit decreasing), always the same way for the same examples.
+    An example of n ids takes n - 1 columns. The longest come first, each into the fullest row that it fits into
+    (best-fit decreasing), always the same way for the same examples.
 
     `pack([([2, 7, 3], [0, 1, 1]), ([2, 9, 8, 3], [0, 0, 1, 1])], 6)` is one row: tokens `[2, 9, 8, 2, 7, 0]`,
     targets `[9, 8, 3, 7, 3, 0]`, weights `[0, 1, 1, 1, 1, 0]`, positions `[0, 1, 2, 0, 1, 0]`, segments
@@ -111,7 +111,7 @@ def pack(examples: Sequence[Example], length: int) -> PackedRows:
 
     Args:
         examples: `(ids, mask)` pairs as `ChatTemplate.render` gives them.
-        length: places in a row, the model's context length or less.
+        length: columns of a row, the model's context length or less.
 
     Returns:
         `PackedRows`.
@@ -122,7 +122,7 @@ def pack(examples: Sequence[Example], length: int) -> PackedRows:
     """
     fields = checked_fields(examples, length)
     sizes = [len(tokens) for tokens, _, _ in fields]
-    return filled_rows([[fields[place] for place in row] for row in _best_fit(sizes, length)], length)
+    return filled_rows([[fields[number] for number in row] for row in _best_fit(sizes, length)], length)
 
 
 def unpacked_rows(examples: Sequence[Example], length: int) -> PackedRows:
@@ -140,7 +140,7 @@ def text_rows(texts: Iterable[str], tokenizer: Tokenizer, *, length: int) -> Pac
     Args:
         texts: documents, as `read_texts` gives them. Those without a token are left out.
         tokenizer: encodes them.
-        length: places in a row.
+        length: columns of a row.
 
     Returns:
         `PackedRows` with weight 1 everywhere but in padding.
@@ -185,21 +185,28 @@ def _checked(ids: Sequence[int], mask: Sequence[int], *, length: int, number: in
 
 
 def _best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """The numbers of the examples in each row."""
     rows: list[list[int]] = []
-    rows_with_room: list[list[int]] = [[] for _ in range(length + 1)]
-    rooms = 0  # bit r is set while some row has room for exactly r more
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        wide_enough = rooms >> sizes[place]
+    # Row numbers by what is free: rows_with[r] are those with exactly r columns left. So an example costs the same however many
+    # rows there are; to look through them all, the time would grow with the square of the examples.
+    rows_with: list[list[int]] = [[] for _ in range(length + 1)]
+    # Bit r is set while rows_with[r] isn't empty, so that one shift and one AND replace a search over all lengths.
+    any_with = 0
+    # The longest first: short ones fill the gaps that long ones leave, and not the other way round. Python's sort is stable,
+    # so that equal sizes keep their order and the same examples give the same rows, which a resumed run relies on.
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        wide_enough = any_with >> sizes[number]
         if wide_enough:
-            room = sizes[place] + (wide_enough & -wide_enough).bit_length() - 1
-            row = rows_with_room[room].pop()
-            rooms ^= 0 if rows_with_room[room] else 1 << room
+            # x & -x leaves the lowest bit of x: the smallest gap that still takes the example.
+            free = sizes[number] + (wide_enough & -wide_enough).bit_length() - 1
+            row = rows_with[free].pop()
+            any_with ^= 0 if rows_with[free] else 1 << free
         else:
-            room, row = length, len(rows)
+            free, row = length, len(rows)
             rows.append([])
-        rows[row].append(place)
-        rows_with_room[room - sizes[place]].append(row)
-        rooms |= 1 << (room - sizes[place])
+        rows[row].append(number)
+        rows_with[free - sizes[number]].append(row)
+        any_with |= 1 << (free - sizes[number])
     return rows
 
 
@@ -210,9 +217,11 @@ def filled_rows(rows: Sequence[Sequence[tuple]], length: int) -> PackedRows:
     weights = np.zeros(shape, "float32")
     for row, examples in enumerate(rows):
         start = 0
+        # From 1 on, as 0 is padding: one comparison of segments then hides other examples and padding alike.
         for segment, example in enumerate(examples, start=1):
-            place = row, slice(start, start + len(example[0]))
-            tokens[place], targets[place], weights[place] = example
-            positions[place], segments[place] = np.arange(len(example[0])), segment
+            columns = row, slice(start, start + len(example[0]))
+            tokens[columns], targets[columns], weights[columns] = example
+            # Each example counts from 0, as it will when it is asked alone: learned positions depend on it.
+            positions[columns], segments[columns] = np.arange(len(example[0])), segment
             start += len(example[0])
     return PackedRows(tokens, targets, weights, positions, segments)

@@ -66,14 +66,14 @@ def resolve_dataset(name_or_path: str | Path) -> Path:
 
 def _file_in_folder(folder: Path) -> Path:
     known = [folder / file for file in HUB_FILES.values() if (folder / file).is_file()]
-    found = known or sorted(folder.glob("*.jsonl"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+    paths = known or sorted(folder.glob("*.jsonl"))
+    if len(paths) != 1:
+        names = ", ".join(path.name for path in paths) or "none"
         raise FileNotFoundError(
             f"A data folder must hold VeTrans.jsonl or exactly one .jsonl file. Received: {folder} with "
             f"{names}. Give the path of the file itself."
         )
-    return found[0]
+    return paths[0]
 
 
 def _download(name: str, file: str) -> Path:
@@ -162,7 +162,7 @@ def read_objects(path: str | Path, convert: Callable[[dict[str, Any], str], Reco
 
     Args:
         path: the file, UTF-8.
-        convert: makes a record of an object and its place (`"file:line"`); raises ValueError to refuse it.
+        convert: makes a record of an object and where it stands (`"file:line"`); raises ValueError to refuse it.
 
     Returns:
         The records in the file's order.

@@ -202,7 +202,7 @@ def fit_context(
 ) -> Fitted:
     """Render conversations and shorten those that exceed the context.
 
-    n ids take n - 1 places, because the last is only ever predicted. Of a longer conversation the whole
+    n ids take n - 1 columns, because the last is only ever predicted. Of a longer conversation the whole
     leading exchanges that fit are kept; when not even the first fits, it is dropped. Every case is counted,
     a question without an answer at the end as shortened.
 
@@ -242,13 +242,14 @@ def fit_context(
 
 def _fitting(mask: list[int], context_length: int) -> tuple[int, int]:
     after = [*mask[1:], 0]
-    ends = [place for place, (now, then) in enumerate(zip(mask, after, strict=True), 1) if now > then]
+    # An answer ends where the mask falls from 1 to 0, whatever the template puts between turns.
+    ends = [end for end, (now, then) in enumerate(zip(mask, after, strict=True), 1) if now > then]
     fitting = [end for end in ends if end - 1 <= context_length]
     return len(fitting), fitting[-1] if fitting else 0
 
 
 def _leading_exchanges(conversation: Conversation, count: int) -> Conversation:
-    ends = [place for place, message in enumerate(conversation.messages, 1) if message.role == "assistant"]
+    ends = [end for end, message in enumerate(conversation.messages, 1) if message.role == "assistant"]
     return Conversation(conversation.messages[: ends[count - 1]], conversation.source)
 
 

@@ -147,11 +147,11 @@ def count_text_characters(texts: Iterable[str], tokenizer: Tokenizer) -> int:
 
 @dataclass(frozen=True)
 class Trace:
-    """What an engine said about given responses, token by token: for comparing two engines on the same text.
+    """What an engine predicts about given responses, token by token: for comparing two engines on the same text.
 
     Args:
         nll: negative log-likelihood of each trained token in nats, float64.
-        predicted: the likeliest token at each of these places.
+        predicted: the likeliest token at each of these columns.
         targets: the tokens that stand there.
         num_characters: characters of the responses, plus one per response.
     """
@@ -212,9 +212,9 @@ def trace_at_once(
     for ids, mask in fitted.examples:
         tokens = np.zeros((1, prefill_length(len(ids) - 1, context_length)), "int32")
         tokens[0, : len(ids) - 1] = ids[:-1]  # nothing follows the last one
-        places = np.flatnonzero(mask)
-        logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, places - 1]
-        rows.append(_score(logits, np.asarray(ids)[places]))
+        columns = np.flatnonzero(mask)
+        logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, columns - 1]
+        rows.append(_score(logits, np.asarray(ids)[columns]))
     nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
     return Trace(nll, predicted, targets, count_characters(fitted))
 
@@ -222,14 +222,15 @@ def trace_at_once(
 def _trace_example(engine: Engine, ids: Sequence[int], mask: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = list(mask).index(1)
     logits = engine.start([ids[:first]])
-    said, targets = [], []
-    for place in range(first, len(ids)):
-        if mask[place]:
-            said.append(np.array(logits[0]))
-            targets.append(ids[place])
-        if place + 1 < len(ids):
-            logits = engine.step([ids[place]])
-    return _score(np.stack(said), np.asarray(targets))
+    predictions, targets = [], []
+    for column in range(first, len(ids)):
+        if mask[column]:
+            # A copy: a runtime may write the next step's logits into the same memory.
+            predictions.append(np.array(logits[0]))
+            targets.append(ids[column])
+        if column + 1 < len(ids):
+            logits = engine.step([ids[column]])
+    return _score(np.stack(predictions), np.asarray(targets))
 
 
 def _score(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

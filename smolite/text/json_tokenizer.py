@@ -190,7 +190,7 @@ def byte_letters() -> dict[str, int]:
     """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+    return {chr(byte): byte for byte in shown} | {chr(256 + number): byte for number, byte in enumerate(hidden)}
 
 
 def _read(path: Path) -> bytes:
@@ -242,6 +242,6 @@ def _broken(name: str, reason: object) -> ValueError:
 
 
 def _within(markers: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds the place after the first letter of each marker in a text, where a split leaves no marker whole."""
-    places = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in markers if len(name) > 1]
-    return re.compile("|".join(places)) if places else None
+    """Finds the end of the first letter of each marker in a text, where a split leaves no marker whole."""
+    splits = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in markers if len(name) > 1]
+    return re.compile("|".join(splits)) if splits else None

@@ -102,13 +102,13 @@ class VocabularyTooLarge(ValueError):
 
 def _explained(error: RuntimeError, vocab_size: int) -> ValueError:
     """Turns SentencePiece's two messages about the size of the vocabulary into ours."""
-    if found := _TOO_HIGH.search(str(error)):
-        message = f"`vocab_size` must be at most {found[1]} for this text. Received: {vocab_size}. "
-        return VocabularyTooLarge(f"{message}Choose {found[1]} or fewer, or train on more text.", int(found[1]))
-    if found := _TOO_SMALL.search(str(error)):
+    if match := _TOO_HIGH.search(str(error)):
+        message = f"`vocab_size` must be at most {match[1]} for this text. Received: {vocab_size}. "
+        return VocabularyTooLarge(f"{message}Choose {match[1]} or fewer, or train on more text.", int(match[1]))
+    if match := _TOO_SMALL.search(str(error)):
         return ValueError(
-            f"`vocab_size` must be at least {found[1]} for the characters of this text. "
-            f"Received: {vocab_size}. Choose {found[1]} or more, or a lower `character_coverage`."
+            f"`vocab_size` must be at least {match[1]} for the characters of this text. "
+            f"Received: {vocab_size}. Choose {match[1]} or more, or a lower `character_coverage`."
         )
     return ValueError(f"SentencePiece must accept the text and the settings. Received from it: {error}")
 

@@ -26,9 +26,9 @@ def draw_curves(curves: Mapping[str, Points], *, title: str, x_label: str, y_lab
     body.append(_text(8, TOP - 16 + 12, y_label, size=11))
     for number, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
-        places = [_place(point, x_range, y_range) for point in curve]
-        body.append(_line(places, colour))
-        across, down = places[-1]
+        dots = [_dot(point, x_range, y_range) for point in curve]
+        body.append(_line(dots, colour))
+        across, down = dots[-1]
         body.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3" fill="{colour}"/>')
         last = f"{name} {curve[-1][1]:.3f}"
         body.append(_text(WIDTH - RIGHT + 12, TOP + 16 + 20 * number, last, colour=colour))
@@ -48,7 +48,7 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _place(point: tuple[float, float], x_range: tuple[float, float], y_range: tuple[float, float]) -> tuple[float, float]:
+def _dot(point: tuple[float, float], x_range: tuple[float, float], y_range: tuple[float, float]) -> tuple[float, float]:
     across = (point[0] - x_range[0]) / (x_range[1] - x_range[0])
     up = (point[1] - y_range[0]) / (y_range[1] - y_range[0])
     return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
@@ -59,8 +59,8 @@ def _grid(x_range: tuple[float, float], y_range: tuple[float, float]) -> list[st
     for step in range(6):
         x = x_range[0] + (x_range[1] - x_range[0]) * step / 5
         y = y_range[0] + (y_range[1] - y_range[0]) * step / 5
-        left, height = _place((x_range[0], y), x_range, y_range)
-        across, bottom = _place((x, y_range[0]), x_range, y_range)
+        left, height = _dot((x_range[0], y), x_range, y_range)
+        across, bottom = _dot((x, y_range[0]), x_range, y_range)
         lines.append(_line([(left, height), (WIDTH - RIGHT, height)], "#e5e7eb", width=1))
         lines.append(_text(left - 8, height + 4, f"{y:.3g}", anchor="end", size=11))
         lines.append(_text(across, bottom + 18, f"{x:.3g}", anchor="middle", size=11))
