@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from smolite.checkpoint.weights import StoredTensors
+from smolite.checkpoint.tensors import StoredTensors
 
 BITS = (8, 4)
 METHOD = "smolite"  # of `quantization_config`

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 import smolite
 from smolite.checkpoint import quantized_weights as quantized
 from smolite.checkpoint.hub import export_folder, resolve_model
+from smolite.checkpoint.tensors import read_tensors
 from smolite.data import ChatTemplate, Conversation, Message, known_template
 from smolite.files import new_directory, write_file
 from smolite.models import ModelConfig
@@ -122,7 +123,7 @@ class Run:
     @cached_property
     def model(self) -> "LanguageModel":
         """The model, built and with its weights."""
-        from smolite.checkpoint.weights import read_tensors, stored_model
+        from smolite.checkpoint.weights import stored_model
 
         bits = quantized.bits_of(self._hf)
         tensors = quantized.QuantizedTensors(self.path / quantized.weights_file(bits)) if bits else read_tensors(self.path)

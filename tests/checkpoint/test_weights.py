@@ -10,7 +10,8 @@ from ml_dtypes import bfloat16
 from reference import AWKWARD_CONFIGS, random_weights
 from safetensors.numpy import save_file
 
-from smolite.checkpoint.weights import StoredTensors, assign_weights, model_weights, read_tensors, stored_model
+from smolite.checkpoint.tensors import StoredTensors, read_tensors
+from smolite.checkpoint.weights import assign_weights, model_weights, stored_model
 from smolite.models.causal_lm import CausalLM
 from smolite.models.config import ModelConfig
 
