@@ -22,12 +22,16 @@ def _forward(model: CausalLM, tokens, cache, starts, place):
     `starts` (B,) is the first slot of each row, `place` the first slot to write and the column wanted.
     """
     slot, length = place[0], tokens.shape[1]
+    # Slots are counted from the left of the cache for all rows alike, so that one write serves them; rows of shorter prompts
+    # start later, which `starts` hides.
     written = slot + ops.arange(length, dtype="int32")
     slots = ops.arange(cache[0][0].shape[2], dtype="int32")
     visible = ops.logical_and(slots <= written[:, None], slots >= starts[:, None, None])  # (B, T, S)
     mask = ops.where(visible, 0.0, MASKED_SCORE)[:, None]
+    # The padding before a row has positions below 0. It is masked, but a table of learned positions would be read outside.
     positions = ops.maximum(written - starts[:, None], 0)
     hidden, cache = model.cached_body(model.embed(tokens), cache, slot=slot, mask=mask, positions=positions)
+    # The head is by far the widest product, and of a prompt only the last logits are asked for.
     if length > 1:
         hidden = ops.take(hidden, place[1:], axis=1)
     return model.head(hidden)[:, 0], cache
@@ -49,6 +53,7 @@ def _greedy(model: CausalLM, ids, cache, starts, place, stop_ids):
         with rows_joined():
             logits, cache = _forward(model, ids[:, None], cache, starts, ops.stack([place[0] + done, done * 0]))
         ids = ops.where(stopped(ids), ids, ops.cast(ops.argmax(logits, axis=-1), "int32"))
+        # argmax of NaN is an id like any other. So the loop says besides whether all logits were numbers.
         are_numbers = ops.logical_and(are_numbers, ops.logical_not(ops.any(ops.isnan(logits))))
         return done + 1, ids, ops.slice_update(picks, (done, done * 0), ids[None]), are_numbers, cache
 
@@ -78,6 +83,7 @@ def _by_tensorflow(model: Any, function: Callable, is_step: bool) -> Callable:
 
     @functools.cache
     def recorded(shape):
+        # No Python branch or loop in it depends on a tensor: autograph would have nothing to rewrite.
         return tf.function(functools.partial(function, model), jit_compile=is_step or None, autograph=False)
 
     # One for each shape: TensorFlow warns of a function that it records for many.
@@ -91,7 +97,10 @@ def _by_jax(model: Any, function: Callable, is_step: bool) -> Callable:
     if is_step and jax.default_backend() == "cpu":
         function = _with_rows_in_parts(function)
     stateless, weights = _stateless(model, function)
+    # Argument 2 is the cache, after weights and tokens. Given away, its memory is written in place; kept, every step would
+    # copy it whole.
     program = jax.jit(stateless, donate_argnums=2 if is_step else ())
+    # Weights are arguments, because a program that closes over them holds them as constants: it would not see a later `fit`.
     return lambda *inputs: program(weights(), *inputs)
 
 
@@ -109,6 +118,7 @@ def _by_torch(model: Any, function: Callable, is_step: bool) -> Callable:
             return function(model, *inputs)
         if not recorded:
             with caches_written_by(_written_in_place):
+                # make_fx, not torch.compile: recording takes one forward and needs no C++ compiler on the user's machine.
                 recorded.append(make_fx(stateless)(weights(), *inputs))
         return recorded[0](weights(), *inputs)
 
@@ -126,6 +136,7 @@ def compiled_decoder(model: CausalLM) -> tuple[Callable, Callable | None]:
     backend = keras.backend.backend()
     prefill = compiled(model, _forward, is_step=backend == "jax")
     decode = prefill if backend == "jax" else compiled(model, _forward, is_step=True)
+    # torch has no loop on the device: its `while_loop` would be one of Python.
     greedy = None if backend == "torch" else compiled(model, _greedy, is_step=True)
     return lambda tokens, *rest: (prefill if tokens.shape[1] > 1 else decode)(tokens, *rest), greedy
 

@@ -79,13 +79,16 @@ def attend(query, keys, values, mask, drop=lambda weights: weights):
     """
     (batch, _, num_query_heads, width), window = query.shape, mask.shape[-1]
     kv = keys.shape[0] // batch if len(keys.shape) == 3 else keys.shape[1]
+    # A mask over fewer slots is a window: what lies behind it is not read at all, as attention costs what it looks at.
     if window and keys.shape[2] and window < keys.shape[2]:
         keys, values = _first_slots(keys, values, window)
     groups = num_query_heads // kv
     (rows, length), (_, stacked) = leading_axes(query), leading_axes(query, groups)
     query = ops.reshape(query, (rows, length, kv, groups, width))
+    # The queries of a key head become rows of one matrix. Repeating keys and values for them would read the cache G times.
     query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (rows, kv, stacked, width))
     scores = _product(query, keys)  # (B, K, G·T, S)
+    # In float32 under mixed precision, too: in half precision the many small weights of a long row are lost in their sum.
     weights = drop(ops.softmax(ops.cast(scores, "float32") + ops.cast(mask, "float32")))
     mixed = _product(ops.cast(weights, values.dtype), values)
     mixed = ops.reshape(mixed, (rows, kv, groups, length, width))

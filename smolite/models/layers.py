@@ -61,7 +61,11 @@ class RotaryEmbedding(keras.layers.Layer):
 
 def rotate(heads, cosines, sines):
     """Turns the feature pairs of (B, T, heads, H) by the angles of `RotaryEmbedding`."""
+    # Halves, not neighbours: the layout of Hugging Face's Llama, so that kernels are exchanged as they are; llama.cpp's
+    # `llama` turns neighbours, for which the GGUF target reorders rows.
     first, second = ops.split(heads, 2, axis=-1)
+    # The angles are worked out in float32 and only their cosines rounded: an angle of 2,000 has no digit behind the point in
+    # half precision.
     cosines, sines = ops.cast(cosines, heads.dtype), ops.cast(sines, heads.dtype)
     return ops.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
 
@@ -135,6 +139,7 @@ class LightweightAttn(keras.layers.Layer):
         return projection(width, name=name, use_bias=self.use_bias, dtype=self.dtype_policy)
 
     def build(self, hidden_shape):
+        # Made here, for it is as wide as what comes in, which `__init__` is not told.
         self.output_projection = self._projection(hidden_shape[-1], name="output")
         for dense in (self.query, self.key, self.value):
             dense.build(hidden_shape)
@@ -162,6 +167,7 @@ class LightweightAttn(keras.layers.Layer):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         value = ops.reshape(value, (*heads, self.head_dim))
         cache = update_cache(cache, ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 3, 1)), slot)
+        # The queries are scaled, not the scores: T · H numbers a head instead of T · S.
         mixed = attend(query * self.head_dim**-0.5, *cache, mask, partial(self.drop, training=training))
         return project(self.output_projection, mixed), cache
 

@@ -54,11 +54,13 @@ class _OnePass:
         return keras.backend.backend() == "torch" and not (self.amsgrad or self.use_ema)
 
     def _clip_gradients(self, grads):
+        # `clipnorm`, of each gradient by itself, wins in Keras where both are set.
         if not self._is_one_pass() or not self.global_clipnorm or self.clipnorm:
             return super()._clip_gradients(grads)
         import torch
 
         with torch.no_grad():
+            # One fused pass for the norm and one for the scaling. Keras' clipping makes a new array for each gradient.
             norm = torch.nn.utils.get_total_norm(grads)
             torch._foreach_mul_(grads, torch.clamp(self.global_clipnorm / norm, max=1.0))
         return grads
@@ -86,6 +88,7 @@ class _OnePass:
         import torch
         from torch.optim.adamw import adamw
 
+        # Variables of one rate and decay go into one call: two groups without `layer_decay`, some per block with it.
         count, groups = int(self.iterations), {}
         for pair in zip(grads, trainable_variables, strict=True):
             groups.setdefault(self._share_and_decay(pair[1]), []).append(pair)
@@ -101,6 +104,8 @@ class _OnePass:
                     [self._momentums[place].value for place in places],
                     [self._velocities[place].value for place in places],
                     [],
+                    # torch counts up in place before it corrects; Keras' counter is its own and must not move, hence new
+                    # tensors.
                     [torch.tensor(float(count), device=weight.device) for weight in weights],
                     fused=True,
                     lr=float(learning_rate) * share,
@@ -160,6 +165,7 @@ class LayerwiseAdamW(_OnePass, keras.optimizers.Adam):
     """
 
     def __init__(self, learning_rate: Any = 1e-3, *, layer_decay: float = 1.0, weight_decay: float = 0.004, **kwargs: Any):
+        # Keras would apply `weight_decay` by itself, at the full rate, besides what `update_step` does.
         super().__init__(learning_rate, weight_decay=None, **kwargs)
         self.layer_decay, self.matrix_decay = layer_decay, weight_decay
         self._shares: list[float] = []
@@ -175,6 +181,7 @@ class LayerwiseAdamW(_OnePass, keras.optimizers.Adam):
         """Keras' step, at the rate of the variable's layer, after its weight decay."""
         rate = ops.cast(learning_rate, variable.dtype) * self._shares[self._get_variable_index(variable)]
         if self.matrix_decay and len(variable.shape) > 1:
+            # As in AdamW the decay comes before the step and follows the rate; Keras' own decay knows one rate for all.
             self.assign(variable, variable * (1.0 - self.matrix_decay * rate))
         super().update_step(gradient, variable, rate)
 
@@ -195,4 +202,5 @@ def rate_shares(paths: list[str], layer_decay: float) -> list[float]:
     found = [re.search(r"(?:^|/)block_(\d+)/", path) for path in paths]
     number = 1 + max((int(match[1]) for match in found if match), default=-1)
     behind = [number - 1 - int(match[1]) if match else number for match in found]
+    # What is in no block and not the final norm comes before the blocks: as far behind as there are blocks.
     return [1.0 if "final_norm/" in path else layer_decay**blocks for path, blocks in zip(paths, behind, strict=True)]

@@ -21,10 +21,13 @@ def plan_prefill(count: int, lengths: Sequence[int], slots: int) -> list[tuple[i
     With lengths 16 and 128 and 512 slots: 20 tokens → `[(16, 16), (16, 4)]`, 130 → `[(128, 128), (16, 2)]`, and with
     20 slots, 18 tokens → `[(16, 16), (1, 1), (1, 1)]`.
     """
+    # plans[n] is the cheapest way to n tokens, built on that to fewer: a greedy choice of the longest would pay for 128
+    # columns with 20 tokens in them, or step 15 times where one padded call is cheaper.
     plans: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]
     for done in range(1, count + 1):
         options = []
         for length in (1, *lengths):
+            # Padding is for the last call alone: an earlier one has tokens enough to be full.
             for used in range(1, length + 1) if done == count else [length]:
                 start = done - used
                 if start >= 0 and start + length <= slots:
@@ -108,6 +111,7 @@ class CachedEngine(Engine):
         drafts = self._text.drafts(self.drafts)
         logits = self.read([*ids, *drafts])
         self._ahead = list(zip(drafts, logits[1:, None], strict=False))
+        # A draft counts only when it is picked. Until then its slot is free, and will be written over.
         self.length -= len(self._ahead)
         return logits[:1]
 
@@ -123,6 +127,7 @@ class CachedEngine(Engine):
         padded[0, : len(tokens)] = tokens
         positions = np.arange(self.length, self.length + length, dtype="int32")
         window = next((window for window in self.windows if window > positions[-1]), None)
+        # Slots behind a token's own position hold older text, or drafts that were refused: they are masked, never cleared.
         visible = np.arange(window or self.context_length) <= positions[:, None]
         mask = np.where(visible, 0.0, MASKED_SCORE).astype("float32")[None, None]
         self.length += len(tokens)

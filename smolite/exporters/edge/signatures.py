@@ -219,6 +219,7 @@ def _cached_function(model: "CausalLM", name: str) -> Any:
 
     def run(tokens, input_pos, mask, **caches):
         cache = [(caches[cache_name("k", i)], caches[cache_name("v", i)]) for i in layers]
+        # Not `model.embed`: the converter must see the lookup under a name that it makes one operator of.
         hidden = look_up(model.token_embedding.embeddings.value, tokens)
         positions = tf.expand_dims(input_pos, 0)
         grows = mask.dtype == tf.bool
@@ -237,6 +238,7 @@ def _added(mask, input_pos):
     """A bool mask (1, 1, T or more, S) and T positions → what is added to the scores, float32 (1, 1, T, S)."""
     import tensorflow as tf
 
+    # The runtime hands over more rows than tokens in `decode`; the positions say which of them are meant.
     rows = tf.gather(mask, input_pos - input_pos[0], axis=2)  # to measure T would cost XNNPACK's quick operators
     return (tf.cast(rows, tf.float32) - 1.0) * 1e9
 

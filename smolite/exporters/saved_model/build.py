@@ -62,7 +62,10 @@ def build_saved_model(
     if not to_convert:
         signatures[FORWARD] = signatures["serving_default"] = forward(model)
     module = tf.Module()
+    # The module must hold what the functions read: TensorFlow refuses to save a function with a variable that nothing tracks.
     module.model_variables = [weight.value for weight in model.weights]
+    # The gradients are traced and saved with the functions, and a .tflite file has none: 11.6 → 8.3 s for 8 layers with
+    # windows.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=not to_convert)
     tf.saved_model.save(module, str(path), signatures=signatures, options=options)
     return names
