@@ -20,12 +20,15 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename is atomic on one file system only.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            # Before the rename, or a power cut could leave the new name on an empty file.
             os.fsync(file.fileno())
+        # mkstemp makes files that only their owner reads; a run is to be as readable as any file its user writes.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

@@ -65,10 +65,14 @@ def _to_int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _to_int4(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(O, I) → uint8 (O, I / 2) and float16 (O, blocks). The weight furthest from 0 in a block becomes -8 exactly."""
     width = weights.shape[1]
+    # The largest that divides the row: a last, shorter block would need a shape of its own.
     block = next(size for size in (_BLOCK, 16, 8, 4, 2) if width % size == 0)
     blocks = weights.reshape(len(weights), -1, block)
+    # With its sign: 4 bits have -8 but not 8, so the weight furthest from 0 is mapped to -8 whatever its sign, and no step is
+    # lost.
     furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
     scales = (furthest / -8).astype("float16")
+    # 8 is added, so that two numbers of 0 to 15 fit into a byte without signs.
     numbers = (np.clip(_ratio(blocks, scales), -8, 7) + 8).astype("uint8").reshape(len(weights), -1)
     return numbers[:, ::2] | numbers[:, 1::2] << 4, scales[..., 0]
 

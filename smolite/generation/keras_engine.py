@@ -66,6 +66,7 @@ class KerasEngine(Engine):
         self._used = max(map(len, prompts))
         tokens, starts = _right_aligned(prompts, prefill_length(self._used, self.context_length))
         self._starts = ops.convert_to_tensor(starts)
+        # A new one each time: a compiled step may have taken the memory of the last.
         self._cache = self._model.empty_cache(self.batch_size, self.context_length, flat=True)
         return self._run(tokens, slot=0, last=self._used - 1)
 
@@ -87,8 +88,10 @@ class KerasEngine(Engine):
             return super().greedy(ids, count, stop_ids=stop_ids)
         place = ops.convert_to_tensor(np.array([self._used, count], "int32"))
         state = ops.convert_to_tensor(np.array(ids, "int32")), self._cache, self._starts, place
+        # -1 is no id: an array of length 0 would be one more shape to compile.
         stops = ops.convert_to_tensor(np.array([*stop_ids] or [-1], "int32"))
         picks, done, are_numbers, self._cache = self._greedy(*state, stops)
+        # The loop always gives 32 rows, for its shapes are fixed; those after `done` are zeros.
         picks = ops.convert_to_numpy(picks)[: int(done)]
         check_numbers(bool(are_numbers))
         self._used += len(picks)
@@ -105,6 +108,7 @@ class KerasEngine(Engine):
             raise ValueError(f"`step` takes {self.batch_size} ids, one per row. Received: {len(ids)}.")
 
     def _run(self, tokens: np.ndarray, *, slot: int, last: int) -> np.ndarray:
+        # As a tensor: a Python number would be compiled in, one program for each slot.
         place = ops.convert_to_tensor(np.array([slot, last], "int32"))
         logits, self._cache = self._forward(ops.convert_to_tensor(tokens), self._cache, self._starts, place)
         return ops.convert_to_numpy(logits)

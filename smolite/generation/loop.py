@@ -45,6 +45,8 @@ def generate(
     replies: list[list[int]] = []
     for first in range(0, len(prompts), engine.batch_size):
         group = prompts[first : first + engine.batch_size]
+        # The seed plays no part where nothing is drawn. Any filter, ban or penalty needs the logits, which the device's loop
+        # keeps.
         if replace(sampling, seed=0) == GREEDY:
             picks = _greedy_picks(engine, group, most=max_new_tokens, stop_ids=stop_ids)
         else:
@@ -106,6 +108,7 @@ def _picks(
     """The ids picked at each step, one per row of the engine."""
     rows = _filled(prompts, engine.batch_size)
     generated: list[list[int]] = [[] for _ in rows]
+    # A stream for each row, so that a prompt draws the same numbers whatever stands beside it.
     streams = [np.random.default_rng(sampling.seed + row) for row in range(len(rows))]
     logits, used = engine.start(rows), max(map(len, rows))
     while True:
@@ -117,6 +120,7 @@ def _picks(
         if used < engine.context_length or engine.target_length is not None:
             logits, used = engine.step(ids), used + 1
         else:
+            # A full cache cannot be shifted: every key was turned by its position. So the newest half is read anew.
             rows = [slide(row, engine.context_length) for row in rows]
             logits, used = engine.start(rows), max(map(len, rows))
 

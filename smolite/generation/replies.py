@@ -36,6 +36,7 @@ def stream_reply(
     if engine.target_length is not None:
         prompt, stop = fit_source(messages, tokenizer, room=engine.context_length), tokenizer.end_id
     else:
+        # Half at most is kept free: a long answer may go on after its beginning is forgotten, a prompt may not.
         room = engine.context_length - min(max_new_tokens, engine.context_length // 2)
         prompt, stop = fit_messages(messages, tokenizer, template=template, room=room), tokenizer.markers[template.stop]
     decoder = tokenizer.stream()
@@ -61,6 +62,7 @@ def fit_messages(messages: Sequence[Message], tokenizer: Tokenizer, *, template:
     turns = list(messages[len(system) :])
     prompt = template.prompt([*system, *turns], tokenizer)
     while len(prompt) > room and len(turns) > 1:
+        # A question goes together with its answer: the template asks for turns in their order.
         turns = turns[2:]
         prompt = template.prompt([*system, *turns], tokenizer)
     return prompt

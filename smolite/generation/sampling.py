@@ -86,6 +86,7 @@ def top_k(logits: np.ndarray, k: int) -> np.ndarray:
     """
     if not 0 < k < logits.shape[-1]:
         return logits
+    # The k-th greatest without sorting the vocabulary.
     last_kept = np.partition(logits, -k, axis=-1)[:, -k, None]
     return np.where(logits < last_kept, -np.inf, logits)
 
@@ -152,6 +153,8 @@ def draw(logits: np.ndarray, uniforms: Sequence[float]) -> np.ndarray:
     """
     cumulative = np.cumsum(_softmax(logits), axis=-1)
     totals = cumulative[:, -1]
+    # The total of rounded probabilities is not exactly 1; a number just below 1 must still fall on the last token that has
+    # any.
     targets = np.minimum(np.asarray(uniforms) * totals, np.nextafter(totals, 0))
     rows = zip(cumulative, targets, strict=True)
     return np.array([np.searchsorted(row, target, side="right") for row, target in rows])
@@ -166,6 +169,7 @@ def next_logits(
     logits = repetition_penalty(logits, generated, penalty=sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
+    # float64: top-p adds up the whole vocabulary, and a draw is looked for in that sum.
     logits = temperature(logits.astype("float64"), sampling.temperature)
     return min_p(top_p(top_k(logits, sampling.top_k), sampling.top_p), sampling.min_p)
 

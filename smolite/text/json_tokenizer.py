@@ -122,6 +122,7 @@ class JsonTokenizer(Tokenizer):
         ids = self._split(text)
         if self._typed_marker is None or set(self.markers.values()).isdisjoint(ids):
             return ids
+        # The library takes a typed marker for its special token. Cut after its first letter, no part is one.
         halves = [index for part in self._typed_marker.split(text) for index in self._split(part)]
         return [index for index in halves if index not in self.markers.values()]
 
@@ -227,6 +228,8 @@ def _open(content: dict[str, Any], name: str, *, special: set[str]) -> Any:
         ) from error
     given = content.get("added_tokens") or []
     added = [{**each, "special": each.get("special", False) or each.get("content") in special} for each in given]
+    # Files keep the settings of the training that they come from: BPE dropout would split a text in another way each time,
+    # truncation would cut it.
     steady = {"added_tokens": added, "truncation": None, "padding": None, "model": {**content["model"], "dropout": None}}
     try:
         library = Library.from_str(json.dumps({**content, **steady}))

@@ -22,8 +22,11 @@ _ERRORS_ONLY = 2  # SentencePiece's log level
 _THREADS = 4  # written into the model file: a fixed number keeps the file the same on every machine
 _FIXED_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
+        # Any text can be written, in bytes where no piece has it, so that `<unk>` never stands for something a user said.
         "byte_fallback": True,
+        # A number is as many pieces as digits: the model sees place value, and rare numbers need no piece.
         "split_digits": True,
+        # A newline is a piece of its own wherever it stands; training, which goes by lines, would never see one.
         "user_defined_symbols": ["\n"],
         "control_symbols": ["<sep>"],
         **{"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3},
@@ -73,6 +76,7 @@ def _korean_normalizer() -> sentencepiece.SentencePieceNormalizer:
         norm_map=list(korean_rules().items()),
         add_dummy_prefix=True,
         escape_whitespaces=True,
+        # Runs of spaces and spaces at the end are text: what is decoded must be what was encoded.
         remove_extra_whitespaces=False,
     )
 

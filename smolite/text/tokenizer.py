@@ -179,6 +179,8 @@ class StreamingDecoder:
             return ""
         self._window.append(index)
         self._utf8.decode(self._tokenizer._raw_byte(index))
+        # Python's own incremental decoder says whether bytes wait for others; to count them by hand, one would write UTF-8
+        # anew.
         held_back, _ = self._utf8.getstate()
         return "" if held_back else self._release()
 
@@ -191,6 +193,8 @@ class StreamingDecoder:
         text = self._tokenizer.decode(self._context + self._window)[len(self._context_text) :]
         if text and not self._context:
             self._enter_text()
+        # Before there is text, the window stays: SentencePiece drops the space at the start of a text, and only the whole
+        # start says which one.
         if self._context:
             self._window.clear()
         return text
@@ -200,6 +204,7 @@ class StreamingDecoder:
 
         The start of a text swallows a space; until there is text, the whole window is decoded anew.
         """
+        # `<unk>`, because its text is the same wherever it stands, and no piece joins with it.
         self._context = [self._tokenizer.unk_id]
         self._context_text = self._tokenizer.decode(self._context)
 

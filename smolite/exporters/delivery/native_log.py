@@ -11,6 +11,7 @@ from collections.abc import Iterator
 def native_log_dropped() -> Iterator[None]:
     """Drops what is written to file descriptor 2 meanwhile. What matters comes as an exception."""
     sys.stderr.flush()
+    # The descriptor, not `sys.stderr`: native code writes to number 2 itself, past Python.
     original = os.dup(2)
     _drop_native_log()
     try:

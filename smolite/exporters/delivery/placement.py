@@ -52,16 +52,20 @@ def move_files(staging: Path, folder: Path, *, last: str) -> None:
     """
     for file in filter(Path.is_file, staging.rglob("*")):
         _flush(file)
+    # The manifest is moved last: who sees the new one sees all that it describes.
     names = sorted((entry.name for entry in staging.iterdir()), key=lambda name: (name == last, name))
     (staging / _OLD).mkdir()
     write_file(staging / _LIST, json.dumps(names).encode())
     for name in names:
         if (folder / name).is_file():
+            # A second name and not a move: the old file stays where it is until the new one takes its name in one step.
             _copy(folder / name, staging / _OLD / name)
     for name in names:
         if (folder / name).is_dir():
+            # A folder cannot be replaced in one step, so it goes away first; the list says where it belongs.
             (folder / name).rename(staging / _OLD / name)
         (staging / name).replace(folder / name)
+    # From here on the export is done: without the list, whoever tidies up removes the old files instead of putting them back.
     (staging / _LIST).unlink()
 
 
@@ -80,6 +84,7 @@ def _put_back(staging: Path, folder: Path, name: str) -> None:
             place.rename(new)
         old.rename(place)
     elif old.exists():
+        # Another link first, so that the old file keeps a name in the folder should this be interrupted, too.
         again = staging / f"{name}.again"
         _copy(old, again)
         again.replace(place)

@@ -19,6 +19,7 @@ def start(module: str, job: Mapping[str, Any], *, log: IO[str], **environment: s
         environment: variables to set there.
     """
     root = str(Path(__file__).parents[3])
+    # The new process must find this very package, also where it runs from a checkout that nobody installed.
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     settings = os.environ | {"PYTHONPATH": path} | environment
     command = [sys.executable, "-m", module, json.dumps(job)]

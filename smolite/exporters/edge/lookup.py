@@ -28,6 +28,7 @@ class Lookup:
         """Adds a token to the text."""
         self._ids.append(index)
         keys = [tuple(self._ids[-length:]) for length in _MATCHES if len(self._ids) >= length]
+        # Looked up before the new ends are noted, or the text's own end would be what it finds.
         self._place = next((self._ends[key] for key in keys if key in self._ends), None)
         self._ends |= dict.fromkeys(keys, len(self._ids))
 

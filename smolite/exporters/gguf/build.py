@@ -54,12 +54,14 @@ def build(run: checkpoint.Run, path: Path, *, quantize: str | None) -> None:
         _describe_byte_level(writer, run.tokenizer)
     else:
         _describe_sentencepiece(writer, run.tokenizer)
+    # The template writes `<start>` itself; llama.cpp would put a second one before it.
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     if run.template is not None:
         writer.add_chat_template(run.template.jinja())
     print(f"{path.name}: writing {_WAYS[quantize]}", flush=True)
     for name, tensor in tensors_of(run.model):
+        # Q8_0 and Q4_0 have a scale for 32 neighbours, and no shorter last block.
         matrix = tensor.ndim > 1 and tensor.shape[-1] % _BLOCK == 0
         stored = kind if matrix else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quants.quantize(tensor, stored), raw_dtype=stored)
@@ -76,6 +78,7 @@ def tensors_of(model: CausalLM) -> Iterator[tuple[str, np.ndarray]]:
     """
     config = model.config
     if config.rope_scaling:
+        # llama.cpp divides by it, hence the inverse of the share that is kept.
         yield "rope_freqs.weight", (1 / convert_to_numpy(model.rotary.stretch())).astype("float32")
     heads = {"self_attn.q_proj": config.num_query_heads, "self_attn.k_proj": config.num_key_value_heads}
     for name, tensor in model_weights(model).items():
@@ -86,6 +89,7 @@ def tensors_of(model: CausalLM) -> Iterator[tuple[str, np.ndarray]]:
             yield "output_norm.weight", tensor
         else:
             number, layer = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+            # Reordering queries and keys alike leaves every product of the two as it was.
             turned = interleave(tensor, heads[layer]) if layer in heads else tensor
             yield f"blk.{number}.{_NAMES[layer]}.weight", turned
 
@@ -169,6 +173,7 @@ def _describe_sentencepiece(writer: Any, tokenizer: Tokenizer) -> None:
     import sentencepiece
     from gguf import TokenType
 
+    # The guarded form, in which markers are control symbols: a typed `<end>` stays text in llama.cpp, too.
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.guarded_proto)
     ids = range(tokenizer.vocab_size)
     kinds = ((pieces.is_control, TokenType.CONTROL), (pieces.is_byte, TokenType.BYTE), (pieces.is_unknown, TokenType.UNKNOWN))
@@ -182,4 +187,5 @@ def _describe_sentencepiece(writer: Any, tokenizer: Tokenizer) -> None:
     for marker, add in places.items():
         if marker in tokenizer.markers:
             add(tokenizer.markers[marker])
+    # Our SentencePiece models begin every text with a space; llama.cpp does so only where it is told.
     writer.add_add_space_prefix(True)

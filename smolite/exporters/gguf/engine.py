@@ -73,6 +73,7 @@ class LlamaCppEngine(Engine):
 
     def _settings(self, num_threads: int) -> Any:
         settings = self._native.LlamaContextParams()
+        # One call reads a whole prompt, and llama.cpp refuses more tokens at once than `n_batch`.
         settings.n_ctx = settings.n_batch = settings.n_ubatch = self.context_length
         settings.n_threads = settings.n_threads_batch = num_threads
         settings.type_k = settings.type_v = _FLOAT32
@@ -82,6 +83,7 @@ class LlamaCppEngine(Engine):
     def _read(self, ids: Sequence[int]) -> np.ndarray:
         self._context.decode(self._native.llama_batch_get_one(list(ids), self.length))
         self.length += len(ids)
+        # A copy, before the next call writes into the same memory.
         return np.array(self._context.get_logits(), "float32")[None]
 
 

@@ -81,6 +81,7 @@ def write_edited(model: Any, data: bytes) -> bytes:
         model: what `read_flatbuffer` made of `data`, edited; its buffers are moved.
         data: where its large buffers are, if they stand behind the tables.
     """
+    # Offsets count from the start of the file, and the tables before them may change their length: all are moved by as much.
     outside = [buffer for buffer in model.buffers if buffer.offset > 1]
     begin = min((buffer.offset for buffer in outside), default=len(data))
     parts: list[Any] = [memoryview(data)[begin:]]
@@ -93,6 +94,8 @@ def write_edited(model: Any, data: bytes) -> bytes:
             length = buffer.offset + buffer.size - begin
             outside.append(buffer)
     head = len(_pack(model))
+    # The tables are packed twice: first to learn their length, then with the offsets that follow from it. Offsets have fixed
+    # width, so that the length stays.
     shift = head + -head % _ALIGNMENT - begin
     for buffer in outside:
         buffer.offset += shift
@@ -102,6 +105,7 @@ def write_edited(model: Any, data: bytes) -> bytes:
 def _pack(model: Any) -> bytes:
     import flatbuffers
 
+    # A megabyte to begin with: the builder doubles and copies what it has whenever it is full.
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -161,7 +165,9 @@ def operator_name(code: Any) -> str:
 
     if code.customCode:
         return f"custom {code.customCode.decode()}"
+    # The schema has no function for this way round.
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    # Operators up to 127 may stand in the old field of one byte alone; the greater of both is meant.
     return names[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 

@@ -110,9 +110,12 @@ def _recipe(way: Way, float_path: str | Path) -> Any:
     connected, lookup = qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.EMBEDDING_LOOKUP
     granularity = qtyping.QuantGranularity[f"BLOCKWISE_{way.block}" if way.block else "CHANNELWISE"]
     algorithms, rows = recipe_manager.AlgorithmName, recipe_manager.RecipeManager()
+    # The lookup and the projection are two operators over one table: given different bits, the quantizer would write it
+    # twice.
     uses = [(".*", lookup), *((f"^{re.escape(name)};$", connected) for name in _heads(float_path))]
     for regex, kind, bits in [(".*", connected, way.bits), *((*use, way.table_bits) for use in uses)]:
         if bits == 16:
+            # float16 is a cast of the weights; the runtime computes in float32.
             rows.add_weight_only_config(regex, kind, bits, algorithm_key=algorithms.FLOAT_CASTING)
         elif bits == 8:
             rows.add_dynamic_config(regex, kind, bits)
@@ -131,6 +134,7 @@ def _heads(float_path: str | Path) -> list[str]:
             if (name := names[operator.opcodeIndex]) in found:
                 weight, output = graph.tensors[operator.inputs[1]], graph.tensors[operator.outputs[0]]
                 found[name].append((weight.buffer, output.name.decode()))
+    # By buffer and not by name: after conversion only the shared memory tells that a matrix is the table.
     tables = {buffer for buffer, _ in found["EMBEDDING_LOOKUP"]}
     return [name for buffer, name in found["FULLY_CONNECTED"] if buffer in tables]
 
@@ -151,6 +155,7 @@ def tidy_scales(data: bytes) -> bytes:
             if (place := getattr(table.details, "scales", None)) is not None:
                 _make_positive(model.buffers[graph.tensors[place].buffer], changed)
             if table.scale is not None:
+                # A scale of 0 belongs to a row of zeros, so that any other gives the same weights.
                 table.scale = np.where(table.scale > 0, table.scale, np.float32(1))
                 key = (table.scale.tobytes(), table.zeroPoint.tobytes(), table.quantizedDimension)
                 tensor.quantization = shared.setdefault(key, _Shared(table))
@@ -159,6 +164,7 @@ def tidy_scales(data: bytes) -> bytes:
 
 def _make_positive(buffer: Any, file: bytearray) -> None:
     """Puts 1 in place of 0 among the scales of blocks, float16, in a buffer of the file."""
+    # An offset of 0 or 1 says that the data stand in the buffer itself; above, somewhere behind the tables.
     if buffer.offset > 1:
         scales = np.frombuffer(file, "float16", buffer.size // 2, buffer.offset)
     else:

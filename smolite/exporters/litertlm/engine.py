@@ -38,6 +38,7 @@ class LiteRTLMEngine:
         drop_native_log_at_exit()
         backend = self._library.Backend.CPU(thread_count=num_threads)
         with native_log_dropped(), _refused_by_name(path):
+            # Without a cache: it would leave a file as large as the weights beside the model.
             engine = self._library.Engine(str(path), backend=backend, cache_dir=":nocache")
         self._engine = engine
         self.context_length = count_slots(path)
@@ -51,6 +52,7 @@ class LiteRTLMEngine:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text that the template in the file makes of messages that end with the user's."""
+        # The API renders one new message after those that a conversation began with.
         *past, last = [{"role": message.role, "content": message.content} for message in messages]
         with native_log_dropped(), self._engine.create_conversation(messages=past) as conversation:
             text: str = conversation.render_message_to_string(last)

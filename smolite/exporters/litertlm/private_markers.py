@@ -35,11 +35,14 @@ def _renamed_model(tokenizer: Tokenizer, names: dict[str, str]) -> bytes:
     model = _sentencepiece_model(tokenizer)
     for marker, index in tokenizer.markers.items():
         piece = model.pieces[index]
+        # User-defined, for the runtime renders a chat as text: there a marker must be found in text, and only the template
+        # writes this character.
         piece.piece, piece.type = names[marker], piece.USER_DEFINED
     settings = model.trainer_spec
     for field in ("pad_piece", "bos_piece", "eos_piece"):
         setattr(settings, field, names.get(getattr(settings, field), getattr(settings, field)))
     settings.control_symbols[:] = [symbol for symbol in settings.control_symbols if symbol not in names]
+    # The template writes the space where `render` has one, after every marker and not at the start of the whole text alone.
     model.normalizer_spec.add_dummy_prefix = False
     found: bytes = model.SerializeToString()
     return found
