@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
     },
     "Train": {
         "pretrain": Verb(
-            "train a model from scratch on plain text",
+            "train a model on plain text",
             "smolite pretrain --dataset corpus.txt --out runs/text --epochs 3",
         ),
         "finetune": Verb(

@@ -55,17 +55,16 @@ def _pretrain(parser: Parser) -> None:
 
 def _finetune(parser: Parser) -> None:
     parser.add_argument("--dataset", required=True, help=DIALOGUES)
-    parser.add_argument("--start", help="run directory to start from; default: a new model")
     _add_training(parser)
 
 
 def _pairs(parser: Parser) -> None:
     parser.add_argument("--dataset", required=True, help=PAIRS)
-    parser.add_argument("--start", help="run directory to start from; default: a new model")
     _add_training(parser)
 
 
 def _add_training(parser: Parser) -> None:
+    parser.add_argument("--start", help="run directory to start from; default: a new model")
     parser.add_argument("--validation", help="held-out data of the same form")
     parser.add_argument("--out", required=True, help="run directory to make")
     parser.add_argument("--preset", choices=list(PRESETS), default="smolite-small", help="shape of a new model")

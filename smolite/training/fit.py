@@ -23,6 +23,7 @@ from smolite.data import (
     text_rows,
 )
 from smolite.evaluation import count_characters, count_text_characters
+from smolite.models import LanguageModel
 from smolite.text import Tokenizer
 from smolite.training import callbacks, progress
 from smolite.training.compilation import compile_for_training
@@ -54,21 +55,23 @@ def pretrain(
     out: str | Path,
     *,
     validation: str | Path | None = None,
+    start: str | Path | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     preset: str = "smolite-small",
     options: TrainingOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Run:
-    """Trains a model from scratch on plain text.
+    """Trains a model on plain text: a new one, or one that was trained before.
 
     Args:
         texts: one or several files of text or dialogues, see `read_documents`, or `owner/name:file` on the hub. Of
             dialogues every turn is a text, the questions too.
         out: the run directory to make.
         validation: held-out text of the same form.
-        tokenizer: a tokenizer or its `.model` file. Default: one is trained on `texts`.
-        preset: shape of the model.
+        start: a run directory to start from, or a model's name on the hub. Default: a new model.
+        tokenizer: of a new model: a tokenizer or its `.model` file. Default: one is trained on `texts`.
+        preset: shape of a new model.
         options: settings of the training.
         resume: go on with an interrupted run into `out`.
         overwrite: replace an existing `out`.
@@ -78,24 +81,27 @@ def pretrain(
 
     Raises:
         FileExistsError: `out` exists.
-        ValueError: a file cannot be used; the message says where and why.
+        ValueError: a file cannot be used, or `start` and `tokenizer` are both given; the message says where and why.
     """
     options = options or TrainingOptions()
-    check_request(options, preset=preset, validation=validation)
+    check_request(options, start=start, tokenizer=tokenizer, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     names = [texts] if isinstance(texts, str | Path) else list(texts)
     documents = [text for name in names for text in read_documents(resolve_dataset(name))]
     held_out = read_documents(resolve_dataset(validation)) if validation else []
-    pieces = workplace.tokenizer(tokenizer, documents, preset=preset)
-    split = Split(text_rows(documents, pieces, length=options.sequence_length))
+    if start:
+        model, known, template = _continued(start, options)
+    else:
+        known, template = workplace.tokenizer(tokenizer, documents, preset=preset), ChatTemplate()
+        model = new_model(preset, vocab_size=known.vocab_size, options=options)
+    split = Split(text_rows(documents, known, length=options.sequence_length))
     if held_out:
-        rows = text_rows(held_out, pieces, length=options.sequence_length)
-        split = Split(split.rows, rows, count_text_characters(held_out, pieces))
-    model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
+        rows = text_rows(held_out, known, length=options.sequence_length)
+        split = Split(split.rows, rows, count_text_characters(held_out, known))
     recipe = {"verb": "pretrain", "dataset": [str(name) for name in names], "validation": str(validation or "")}
-    recipe |= origin(start=None, preset=preset, tokenizer=tokenizer)
+    recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
     made = {**recipe, "options": options.to_dict()}
-    run = Run.from_parts(out, model=model, tokenizer=pieces, template=ChatTemplate(), recipe=made)
+    run = Run.from_parts(out, model=model, tokenizer=known, template=template, recipe=made)
     engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(
         run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, (held_out or documents)[:SAMPLES])
@@ -138,20 +144,27 @@ def finetune(
     conversations = _read(dialogues)
     held_out = _read(validation) if validation else []
     if start:
-        parent = load(start)
-        check_parent(parent, has_encoder=False)
-        pieces, template, model = parent.tokenizer, parent.template or ChatTemplate(), continued_model(parent.model, options)
+        model, known, template = _continued(start, options)
     else:
         texts = [message.content for conversation in conversations for message in conversation.messages]
-        pieces, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
-        model = new_model(preset, vocab_size=pieces.vocab_size, options=options)
-    split = split_of_dialogues(conversations, held_out, tokenizer=pieces, template=template, length=options.sequence_length)
+        known, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
+        model = new_model(preset, vocab_size=known.vocab_size, options=options)
+    # A hub's base model has no template of its own.
+    template = template or ChatTemplate()
+    split = split_of_dialogues(conversations, held_out, tokenizer=known, template=template, length=options.sequence_length)
     recipe = {"verb": "finetune", "dataset": str(dialogues), "validation": str(validation or "")}
     recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
     made = {**recipe, "options": options.to_dict()}
-    run = Run.from_parts(out, model=model, tokenizer=pieces, template=template, recipe=made)
+    run = Run.from_parts(out, model=model, tokenizer=known, template=template, recipe=made)
     engine = sample_engine(model, sequence_length=options.sequence_length)
     return train_run(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))
+
+
+def _continued(start: str | Path, options: TrainingOptions) -> tuple[LanguageModel, Tokenizer, ChatTemplate | None]:
+    """The model of a run to start from, with its tokenizer and template."""
+    parent = load(start)
+    check_parent(parent, has_encoder=False)
+    return continued_model(parent.model, options), parent.tokenizer, parent.template
 
 
 def split_of_dialogues(
@@ -169,8 +182,8 @@ def split_of_dialogues(
     print(f"{counts} dialogues → {len(rows):,} rows of {length}, {rows.fill:.0%} full, {rows.num_trained:,} trained tokens")
     if not held_out:
         return Split(rows, questions=_questions(fitted.conversations))
-    aside = fit_context(held_out, tokenizer, context_length=length, template=template)
-    return Split(rows, pack(aside.examples, length), count_characters(aside), _questions(aside.conversations))
+    fitted = fit_context(held_out, tokenizer, context_length=length, template=template)
+    return Split(rows, pack(fitted.examples, length), count_characters(fitted), _questions(fitted.conversations))
 
 
 def _questions(conversations: Sequence[Conversation]) -> list[Sequence[Message]]:

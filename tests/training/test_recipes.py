@@ -129,6 +129,18 @@ def test_pretraining_trains_a_tokenizer_and_learns_text(pretrained, folder):
     assert pretrained.recipe["dataset"] == [str(folder / "text.txt"), str(folder / "held-out.jsonl")]
 
 
+def test_pretraining_goes_on_from_a_run(pretrained, folder):
+    """At a rate of almost nothing the weights are the parent's, in its shape and with its tokenizer."""
+    options = TrainingOptions(epochs=1, batch_size=8, sequence_length=64, learning_rate=1e-9, weight_decay=0.0)
+    run = pretrain(folder / "held-out.jsonl", folder / "continued", start=pretrained.path, options=options)
+    pairs = zip(run.model.get_weights(), pretrained.model.get_weights(), strict=True)
+    assert all(np.abs(new - old).max() < 1e-6 for new, old in pairs)
+    assert run.tokenizer.model_proto == pretrained.tokenizer.model_proto
+    assert run.recipe["start"] == str(pretrained.path) and "preset" not in run.recipe
+    with pytest.raises(ValueError, match="A run to start from brings its tokenizer."):
+        pretrain(folder / "text.txt", folder / "both", start=pretrained.path, tokenizer=tokenizer())
+
+
 def test_samples_of_text_leave_out_what_has_no_token(pretrained):
     engine = KerasEngine(pretrained.model)
     shown = sample_texts(engine, pretrained, ["", "오늘 점심은 국수를 먹었다"])
