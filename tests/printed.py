@@ -48,7 +48,7 @@ def inline_commands(page: Path) -> list[list[str]]:
 def assert_known(words: list[str]) -> None:
     """The command exists: a verb with these flags, a make target, an extra of this package, a file here."""
     if words[0] == "smolite":
-        cli._parser().parse_args(words[1:])
+        cli.read_settings(words[1], words[2:])
     elif words[0] == "make":
         targets = (ROOT / "Makefile").read_text("utf-8")
         assert all(re.search(rf"^{target}:", targets, re.MULTILINE) for target in words[1:] if "=" not in target), words
