@@ -36,7 +36,7 @@ class Message:
     role: str
     content: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(
                 f"`role` must be one of {', '.join(ROLES)}. Received: {self.role!r}. Rename the role of this turn."
@@ -60,7 +60,7 @@ class Conversation:
     messages: tuple[Message, ...]
     source: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         roles = [message.role for message in self.messages]
         turns = roles[1:] if roles[:1] == ["system"] else roles
         if not turns or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"] * (len(turns) % 2):

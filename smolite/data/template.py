@@ -50,7 +50,7 @@ class ChatTemplate:
     assistant_suffix: str = "<end>"
     default_system: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, str):
                 raise ValueError(f"`{name}` must be a string. Received: {value!r}. Write text and markers.")
@@ -167,7 +167,7 @@ class ChatTemplate:
             ids += [tokenizer.markers[part]] if _MARKER.fullmatch(part) else tokenizer.encode(part)
         return ids
 
-    def _check_markers(self, tokenizer: Tokenizer):
+    def _check_markers(self, tokenizer: Tokenizer) -> None:
         missing = [marker for marker in self.markers if marker not in tokenizer.markers]
         if missing:
             raise ValueError(

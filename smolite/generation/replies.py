@@ -1,6 +1,7 @@
 """Text in, text out: an engine, a tokenizer and a template made into someone to talk to."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from smolite.data import ChatTemplate, Message
 from smolite.generation.engine import Engine
@@ -48,7 +49,7 @@ def stream_reply(
         yield text
 
 
-def reply(engine: Engine, messages: Sequence[Message], *, tokenizer: Tokenizer, **settings) -> str:
+def reply(engine: Engine, messages: Sequence[Message], *, tokenizer: Tokenizer, **settings: Any) -> str:
     """The whole answer at once; arguments as in `stream_reply`."""
     return "".join(stream_reply(engine, messages, tokenizer=tokenizer, **settings))
 

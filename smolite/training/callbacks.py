@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save
 
 from smolite.files import write_file
 from smolite.training.curves import draw_curves
+from smolite.training.progress import Logs
 
 STATE_FILE, WEIGHTS_FILE, BEST_FILE = "state.json", "state.safetensors", "best.safetensors"
 
@@ -25,7 +26,7 @@ class FiniteLoss(keras.callbacks.Callback):
         FloatingPointError: the loss, in training or validation, is infinite or not a number.
     """
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         for name in ("loss", "val_loss"):
             if not math.isfinite(logs.get(name, 0)):
                 raise FloatingPointError(
@@ -45,7 +46,7 @@ class EpochSeed(keras.callbacks.Callback):
         super().__init__()
         self.seed = seed
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         keras.utils.set_random_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
 
 
@@ -61,7 +62,7 @@ class BitsPerCharacter(keras.callbacks.Callback):
         super().__init__()
         self.tokens, self.characters = tokens, characters
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         bits = math.log2(logs["val_perplexity"])
         logs["val_bits_per_character"] = bits * self.tokens / self.characters
 
@@ -78,7 +79,7 @@ class Journal(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.rows = folder, list(rows)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         figures = {name: float(value) for name, value in logs.items()}
         self.rows.append({"epoch": epoch + 1, **figures, "learning_rate": rate})
@@ -163,7 +164,7 @@ class TrainingState(keras.callbacks.Callback):
             variable.assign(tensors[name])
         return self.epoch
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         self.epoch = epoch + 1
         current = (logs or {}).get(self.monitor, math.inf)
         if current < self.best:

@@ -2,8 +2,11 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
+
+Logs = dict[str, Any]  # the figures of an epoch or a batch so far, which Keras hands on from callback to callback
 
 
 class Speed(keras.callbacks.Callback):
@@ -23,14 +26,14 @@ class Speed(keras.callbacks.Callback):
         self.tokens, self.trained = tokens, trained
         self.started = self.ended = 0.0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self.started, self.ended = time.perf_counter(), 0.0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         tokens = self.tokens * (batch + 1) / self.params["steps"]
         logs["tokens_per_second"] = tokens / (time.perf_counter() - self.started)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Logs | None = None) -> None:
         self.ended = self._when_computed()
 
     def _when_computed(self) -> float:
@@ -38,7 +41,7 @@ class Speed(keras.callbacks.Callback):
         keras.ops.convert_to_numpy(self.model.optimizer.iterations)
         return time.perf_counter()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         seconds = (self.ended or self._when_computed()) - self.started
         logs["tokens_per_second"], logs["trained_per_second"] = self.tokens / seconds, self.trained / seconds
 
@@ -53,10 +56,10 @@ class TimeLeft(keras.callbacks.Callback):
         super().__init__()
         self.started, self.done = 0.0, 0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         self.started, self.done = time.perf_counter(), 0
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self.done += 1
         minutes = (time.perf_counter() - self.started) / 60
         logs["minutes_left"] = minutes / self.done * (self.params["epochs"] - epoch - 1)
@@ -78,10 +81,10 @@ class Pulse(keras.callbacks.Callback):
         self.seconds = seconds
         self.started = self.shown = 0.0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self.started = self.shown = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         now, done, steps = time.perf_counter(), batch + 1, self.params["steps"]
         if self.params["verbose"] != 2 or now - self.shown < self.seconds or done == steps:
             return
@@ -106,14 +109,14 @@ class Samples(keras.callbacks.Callback):
         self.write, self.every, self.epoch_length = write, every, epoch_length
         self.first = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self.first = epoch * self.epoch_length
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         if batch:  # at its beginning, for Keras may call the end of a batch while the next one runs
             self._show(self.first + batch)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         self._show((epoch + 1) * self.epoch_length)
 
     def _show(self, done: int) -> None:

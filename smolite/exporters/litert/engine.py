@@ -63,7 +63,7 @@ class TFLiteEngine(CachedEngine):
         shapes = self._cache_shapes.items()
         return {name: buffers[name].read(int(np.prod(shape)), np.float32).reshape(shape) for name, shape in shapes}
 
-    def _run(self, name, tokens, positions, mask):
+    def _run(self, name: str, tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
         inputs, outputs = self._native[name]
         inputs["tokens"].write(tokens)
         inputs["input_pos"].write(positions)

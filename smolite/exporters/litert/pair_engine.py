@@ -44,7 +44,7 @@ class TFLitePairEngine(CachedPairEngine):
     def close(self) -> None:
         self._release()
 
-    def _run(self, name, inputs):
+    def _run(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         buffers, outputs = self._native[name]
         for key, value in inputs.items():
             buffers[key].write(value)

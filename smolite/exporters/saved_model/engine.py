@@ -43,7 +43,7 @@ class SavedModelEngine(CachedEngine):
     def read_caches(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(cache) for name, cache in self._caches.items()}
 
-    def _run(self, name, tokens, positions, mask):
+    def _run(self, name: str, tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
         import tensorflow as tf
 
         inputs = {"tokens": tokens, "input_pos": positions, "mask": mask, **self._caches}

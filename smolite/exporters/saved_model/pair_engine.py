@@ -40,7 +40,7 @@ class SavedModelPairEngine(CachedPairEngine):
     def forward_logits(self, prompt: Sequence[int], reply: Sequence[int]) -> np.ndarray:
         return self.forward(np.array([prompt]), np.array([[self.start_id, *reply[:-1]]]))[0]
 
-    def _run(self, name, inputs):
+    def _run(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         import tensorflow as tf
 
         inputs = inputs | (self._caches if name == DECODE else {})
