@@ -125,9 +125,10 @@ class Run:
         """The model, built and with its weights."""
         from smolite.checkpoint.weights import stored_model
 
-        bits = quantized.bits_of(self._hf)
+        # The config first: where it asks for what isn't implemented, its sentence says more than that of missing weights.
+        config, bits = self.config, quantized.bits_of(self._hf)
         tensors = quantized.QuantizedTensors(self.path / quantized.weights_file(bits)) if bits else read_tensors(self.path)
-        return stored_model(self.config, tensors, dtype=self._dtype)
+        return stored_model(config, tensors, dtype=self._dtype)
 
     @property
     def exports(self) -> Path:

@@ -13,6 +13,7 @@ class Verb:
         module: where the function of the verb's name is.
         function: its name where it isn't the verb's.
         needs_backend: whether Keras and a backend must be installed; a missing one is then named before anything is done.
+            With another `--engine` than keras a verb needs none.
     """
 
     line: str
@@ -86,7 +87,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "bits per character, perplexity and accuracy on held-out dialogues",
             "smolite evaluate runs/chat sample-heldout",
         ),
-        "bench": Verb("measure prefill and decode speed of a run and its exported files", "smolite bench runs/chat"),
+        "bench": Verb(
+            "measure prefill and decode speed of a run and its exported files",
+            "smolite bench runs/chat",
+            module="smolite.cli.bench",
+        ),
         "quality": Verb(
             "measure every way to quantize, and keep the smallest file that is good enough",
             "smolite quality runs/chat --max-loss 1%",

@@ -16,7 +16,7 @@ from smolite.training import RECIPES, TrainingOptions
 
 FORMATS = ["tflite", "saved_model", "litertlm", "gguf"]
 WAYS = ["f16", "int8", "int4_int8", "int4_block32", "int4"]  # as in `exporters.quantization`
-ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", "q4_0"]  # as in `verbs.ENGINE_FILES`
+ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", "q4_0"]  # as in `engines.ENGINE_FILES`
 
 WINDOWS_HELP = "tflite: slots that short chats are answered from; default: a quarter and half of the cache, from 128 on"
 GROWING_HELP = "litertlm: caches as long as the chat so far; quicker, and for the CPU alone"

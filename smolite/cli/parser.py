@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_verb(verb)
     try:
         settings = read_settings(verb, words)
-        return _function(verb)(**settings) or 0
+        return _function(verb, engine=settings.get("engine", "keras"))(**settings) or 0
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         print(f"smolite {verb}: {error}", file=sys.stderr)
         return 1
@@ -125,9 +125,9 @@ def parser_of(verb: str) -> Parser:
     return parser
 
 
-def _function(verb: str) -> Callable[..., int | None]:
+def _function(verb: str, *, engine: str = "keras") -> Callable[..., int | None]:
     known = VERBS[verb]
-    if known.needs_backend:
+    if known.needs_backend and engine == "keras":
         _ = smolite.CausalLM  # where the backend is missing, this name says what to install
     function: Callable[..., int | None] = getattr(import_module(known.module), known.function or verb)
     return function

@@ -12,7 +12,8 @@ from typing import Any
 from smolite import checkpoint
 from smolite.data import Message
 from smolite.generation import Sampling
-from smolite.serving.talker import KERAS, Talker, engine_names
+from smolite.serving.open import KERAS, engine_names
+from smolite.serving.talker import Talker
 
 ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
 FONT, MONOSPACE = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the reader's own, so that none is fetched
@@ -52,18 +53,19 @@ def build_app(run: str | Path, *, engine: str = KERAS) -> Any:
         ValueError: the run is broken, or has no such engine.
     """
     gradio = _gradio()
-    talker = Talker(checkpoint.load(run))
+    # The weights are read here only where they are asked for first: what is broken should be said before a page is served.
+    talker = Talker(checkpoint.load(run) if engine == KERAS else checkpoint.open_run(run))
     names = engine_names(talker.run)
     if engine not in names:
         raise ValueError(f"`engine` must be one of {', '.join(names)}. Received: {engine}. Export it first, or choose another.")
     with gradio.Blocks(title=f"{talker.run.path.name} · smolite") as page, gradio.Row():
         with gradio.Column(scale=3), gradio.Tabs():
-            places = [gradio.Tab("Chat")] if talker.run.template else []
-            places.append(gradio.Tab("Continue a text"))
+            tabs = [gradio.Tab("Chat")] if talker.run.template else []
+            tabs.append(gradio.Tab("Continue a text"))
         with gradio.Column(scale=1, min_width=260):
             settings = _settings(names, engine)
-        for place, add in zip(places, [_add_chat, _add_continuation][-len(places) :], strict=True):
-            with place:
+        for tab, add in zip(tabs, [_add_chat, _add_continuation][-len(tabs) :], strict=True):
+            with tab:
                 add(talker, settings)
     return page
 

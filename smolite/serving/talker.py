@@ -1,20 +1,19 @@
-"""Answers for many people from one run: its engines are opened at first use and lent to one answer at a time."""
+"""Answers for many people from one run: its engines are opened at first use, and one answer at a time has them."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from smolite.checkpoint import Run, export_folder
+from smolite.checkpoint import Run
 from smolite.data import Message
-from smolite.exporters import TARGETS, Target, stale_artifacts
-from smolite.generation import Engine, Sampling, engine_for_model, stream, stream_reply
+from smolite.generation import Engine, Sampling, stream, stream_reply
+from smolite.serving.open import KERAS, open_engine
 from smolite.text import Tokenizer
 
-KERAS = "keras"
 PAUSE = 0.03  # seconds between two states of a growing text: faster than people read, slow enough not to delay the engine
 
 
@@ -54,7 +53,7 @@ class Talker:
 
     def __init__(self, run: Run):
         self.run = run
-        self._has_encoder = run.model.config.num_encoder_layers > 0
+        self._has_encoder = run.config.num_encoder_layers > 0
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
 
@@ -77,9 +76,8 @@ class Talker:
         _check_text(messages[-1].content if messages else "")
         if self.run.template is None and not self._has_encoder:
             raise ValueError(f"Chatting needs a chat template. Received: {self.run.path} without one. Let it continue a text.")
-        known: dict[str, Any] = {"tokenizer": self.run.tokenizer, "template": self.run.template}
-        known |= {"sampling": sampling, "max_new_tokens": max_new_tokens}
-        return self._grow(engine, lambda lent: stream_reply(lent, messages, **known))
+        chunks_of = partial(stream_reply, messages=messages, tokenizer=self.run.tokenizer, template=self.run.template)
+        return self._grow(engine, partial(chunks_of, sampling=sampling, max_new_tokens=max_new_tokens))
 
     def continue_text(self, prompt: str, *, engine: str = KERAS, sampling: Sampling, max_new_tokens: int) -> Iterator[Answer]:
         """Yields `prompt` with what the model writes after it, as `chat` does; arguments and errors as there.
@@ -87,7 +85,7 @@ class Talker:
         Of an encoder-decoder only what it writes for `prompt`.
         """
         _check_text(prompt)
-        return self._grow(engine, lambda lent: self._continued(lent, prompt, sampling=sampling, max_new_tokens=max_new_tokens))
+        return self._grow(engine, partial(self._continued, prompt=prompt, sampling=sampling, max_new_tokens=max_new_tokens))
 
     def _continued(self, engine: Engine, prompt: str, *, sampling: Sampling, max_new_tokens: int) -> Iterator[str]:
         tokenizer = self.run.tokenizer
@@ -100,12 +98,12 @@ class Talker:
             read = ""
         yield read + decoder.finish()
 
-    def _grow(self, name: str, pieces_of: Callable[[Engine], Iterator[str]]) -> Iterator[Answer]:
+    def _grow(self, name: str, chunks_of: Callable[[Engine], Iterator[str]]) -> Iterator[Answer]:
         with self._lock:
             meter = _Meter(self._engine(name))
             text, shown = "", meter.begun
-            for piece in pieces_of(meter):
-                text += piece
+            for chunk in chunks_of(meter):
+                text += chunk
                 if time.perf_counter() - shown >= PAUSE:
                     yield meter.answer(text)
                     shown = time.perf_counter()
@@ -144,47 +142,6 @@ class _Meter(Engine):
 
     def answer(self, text: str) -> Answer:
         return Answer(text=text, tokens=self._tokens, first=self._first - self.begun, seconds=self._last - self.begun)
-
-
-def engine_names(run: Run) -> list[str]:
-    """What can run a run: `keras`, and the names of the files in its export folder."""
-    return [KERAS, *(name for name in _targets() if (export_folder(run.path) / name).exists())]
-
-
-def open_engine(run: Run, name: str) -> Engine:
-    """Opens the engine called `name`.
-
-    Args:
-        run: the run.
-        name: one of `engine_names(run)`.
-
-    Raises:
-        FileNotFoundError: the exported file is not there.
-        ValueError: no file that `export` makes has such a name, or the file is broken, or the run has changed since.
-        ImportError: the package that runs it is missing.
-    """
-    if name == KERAS:
-        return engine_for_model(run.model, run.tokenizer)
-    if name not in _targets():
-        offered = ", ".join(engine_names(run))
-        raise ValueError(f"The engine must be one of {offered}. Received: {name}. Choose one, or export the file first.")
-    path, target = export_folder(run.path) / name, _targets()[name]
-    if not path.exists():
-        raise FileNotFoundError(f"An exported file was expected. Received: {path}. Make it with `smolite export`.")
-    if changed := stale_artifacts(path.parent, run.path, [name]):
-        raise ValueError(
-            f"A file of the run as it is now was expected. Received: {path}, made before {', '.join(changed[name])} changed. "
-            "Make it again with `smolite export --overwrite`."
-        )
-    try:
-        return target.open(path, run)
-    except ModuleNotFoundError as error:
-        raise ImportError(f'{name} runs on {target.runtime}. Run: pip install "smolite[{target.extra}]"') from error
-
-
-def _targets() -> dict[str, Target]:
-    talking = (target for target in TARGETS.values() if target.gives_logits)
-    return {name: target for target in talking for name in target.file_names.values()}
 
 
 def end_ids(tokenizer: Tokenizer) -> list[int]:

@@ -222,7 +222,7 @@ def test_a_name_is_exported_to_a_folder_here(folder, tmp_path):
     cached(folder, tmp_path)
     code = (
         f"import os, smolite; os.chdir({str(tmp_path)!r}); print(smolite.export({NAME!r}, format='gguf'))\n"
-        "from smolite.serving.talker import engine_names; from smolite.exporters.verification.verification import verify\n"
+        "from smolite.serving.open import engine_names; from smolite.exporters.verification.verification import verify\n"
         f"print(*engine_names(smolite.load({NAME!r})), verify({NAME!r}, max_new_tokens=4).passed)"
     )
     done = elsewhere(code, HF_HUB_CACHE=str(tmp_path))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smolite.cli import flags, verbs
+from smolite.cli import engines, flags
 from smolite.cli import parser as cli
 from smolite.cli.arguments import nearest
 from smolite.cli.catalogue import GROUPS, VERBS
@@ -140,4 +140,4 @@ def test_nearest_counts_a_beginning_then_whole_parts_then_letters():
 
 
 def test_every_engine_has_a_name():
-    assert ["keras", *verbs.ENGINE_FILES] == flags.ENGINES
+    assert ["keras", *engines.ENGINE_FILES] == flags.ENGINES

@@ -14,14 +14,14 @@ from exported import ROOT, SLOTS, random_weights, run_apart, save_small_run, sma
 from tiny_json import ROLES, trained
 
 from smolite.checkpoint import run as checkpoint
-from smolite.cli.verbs import bench
+from smolite.cli.bench import bench
 from smolite.data.hub_templates import SMOLLM2_CHAT
 from smolite.exporters import exporting
 from smolite.exporters.exporting import export
 from smolite.exporters.litertlm.build import TEMPERATURE, TOP_K, TOP_P, check_run
 from smolite.exporters.litertlm.engine import LiteRTLMEngine, count_slots, measure_speeds
 from smolite.models.causal_lm import CausalLM
-from smolite.serving.talker import engine_names
+from smolite.serving.open import engine_names
 from smolite.text.json_tokenizer import JsonTokenizer
 
 

@@ -16,7 +16,7 @@ from smolite.exporters.delivery.placement import move_files, staging_folder
 from smolite.exporters.delivery.report import Row
 from smolite.exporters.litert.flatbuffer import read_flatbuffer
 from smolite.exporters.verification.verification import verify
-from smolite.serving.talker import open_engine
+from smolite.serving.open import open_engine
 
 QUICK = {"prompts": ["안녕하세요", [5], [7] * 9], "max_new_tokens": 6}
 MAKING = {"format": "tflite", "quantize": None, "prefill_lengths": (4, 16), "cache_length": 48}

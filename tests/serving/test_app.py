@@ -24,8 +24,9 @@ from smolite.generation.seq2seq_engine import Seq2SeqEngine
 from smolite.models.causal_lm import CausalLM
 from smolite.models.seq2seq_lm import Seq2SeqLM
 from smolite.serving import talker as answers
+from smolite.serving.open import engine_names, open_engine
 from smolite.serving.page import answering, build_app, continuing, displayed
-from smolite.serving.talker import Answer, Talker, engine_names, open_engine
+from smolite.serving.talker import Answer, Talker
 
 PROMPT = "오늘 점심은"
 SHARP, WILD = Sampling(temperature=1e-6), Sampling(temperature=1.5, seed=4)
