@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from printed import ROOT, assert_known, blocks, commands, inline_commands, make_
 import smolite
 from smolite.data import dialogue_pairs, read_pairs, resolve_dataset
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 WITH_CODE = [page for page in PAGES if blocks(page, "bash", "python")]
 SEQ2SEQ = (ROOT / "docs" / "seq2seq.md").read_text("utf-8")
 
@@ -58,6 +60,16 @@ def test_the_code_runs_as_printed(page, tmp_path, monkeypatch):
         dialogues = smolite.read_conversations("dialogues.jsonl").conversations
         talk = [json.loads(line) for line in Path("talk.jsonl").read_text("utf-8").splitlines()]
         assert len(talk) == len(dialogue_pairs(dialogues)) > 0
+
+
+@pytest.mark.long
+def test_the_inner_loop_runs_as_printed():
+    """The files of tests that CONTRIBUTING.md names, in a process of their own; what installs or takes longer is only known."""
+    scripts = [words for _, script in blocks(ROOT / "CONTRIBUTING.md", "bash") for words in commands(script)]
+    loop = [words for words in scripts if words[0] == "pytest"]
+    assert len(loop) == 2
+    for words in loop:
+        subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
 
 
 def test_the_bundled_pairs_are_as_many_as_said():

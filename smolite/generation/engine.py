@@ -29,17 +29,17 @@ class Engine(ABC):
             signatures; a proof tries each.
         drafts: the most tokens that the runtime guesses and checks in one call. May be set to less; to 0, nothing is guessed.
 
-    Example:
-    >>> class Counting(Engine):
-    ...     context_length, vocab_size = 8, 10
-    ...     def start(self, prompts):
-    ...         return self.step([prompts[0][-1]])
-    ...     def step(self, ids):
-    ...         return np.eye(10, dtype="float32")[[ids[0] + 1]]
-    >>> engine = Counting()
-    >>> _ = engine.start([[3, 4]])
-    >>> engine.greedy([5], 3).tolist()
-    [[6], [7], [8]]
+    Examples:
+        >>> class Counting(Engine):
+        ...     context_length, vocab_size = 8, 10
+        ...     def start(self, prompts):
+        ...         return self.step([prompts[0][-1]])
+        ...     def step(self, ids):
+        ...         return np.eye(10, dtype="float32")[[ids[0] + 1]]
+        >>> engine = Counting()
+        >>> _ = engine.start([[3, 4]])
+        >>> engine.greedy([5], 3).tolist()
+        [[6], [7], [8]]
     """
 
     batch_size: int = 1
