@@ -90,6 +90,7 @@ def _block_tensors(stored: Mapping[str, np.ndarray], number: int, *, head_dim: i
     for place, name in _LAYERS.items():
         weight, bias = _pair(stored, number, place)
         if name in ("self_attn.q_proj", "self_attn.k_proj"):
+            # Its rotary embedding turned neighbours. Queries and keys reordered alike have the same products.
             weight, bias = half_split(weight, head_dim), half_split(bias, head_dim)
         tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
     for kind, tensor in zip(("weight", "bias"), _pair(stored, number, _GATED), strict=True):

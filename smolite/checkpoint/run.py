@@ -295,6 +295,7 @@ def _tokenizer_class(tokenizer: Tokenizer) -> dict[str, Any]:
     """What makes transformers encode as we do."""
     if isinstance(tokenizer, JsonTokenizer):
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    # No token of its own: the template has the markers.
     return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": True}
 
 
@@ -308,6 +309,7 @@ def _version() -> str:
 
 def _git_commit() -> str | None:
     """The commit of the working directory, ending in `-dirty` where files differ; None outside of git."""
+    # `--exclude=*`: without tags, which would stand in place of the commit.
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

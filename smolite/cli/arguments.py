@@ -87,6 +87,7 @@ class Parser(argparse.ArgumentParser):
             if value is None:
                 continue
             action = self.settings[name]
+            # A default, since argparse lets every flag that is given win over it.
             action.default, action.required = converted(action, value), False
             if not action.option_strings:
                 action.nargs = "*" if action.nargs == "+" else "?"
@@ -96,6 +97,7 @@ class Parser(argparse.ArgumentParser):
         flags = {flag for action in self._actions for flag in action.option_strings}
         for word in words:
             flag = word.partition("=")[0]
+            # Behind it argparse takes every word for a value.
             if word == "--":
                 break
             if re.fullmatch(r"--?[A-Za-z][\w-]*", flag) and flag not in flags:

@@ -34,6 +34,7 @@ def read_config(path: str | Path, verb: str) -> dict[str, Any]:
         return {name.replace("-", "_"): value for name, value in content.items()}
     if content["verb"] != verb:
         raise ValueError(f"{path} must be the recipe of `{verb}`. Received: one of `{content['verb']}`. Run that verb with it.")
+    # Named one by one, since a recipe may hold anything else: who saves a run adds what he likes.
     beside = {name: content.get(name) for name in ("dataset", "validation", "start", "preset", "tokenizer")}
     return {name: value for name, value in beside.items() if value} | content.get("options", {})
 
@@ -41,7 +42,8 @@ def read_config(path: str | Path, verb: str) -> dict[str, Any]:
 def _parsed(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
     try:
-        return json.loads(text)  # YAML 1.1 would take the 1e-3 of a JSON file for a text
+        # YAML 1.1 would take the 1e-3 of a JSON file for a text.
+        return json.loads(text)
     except ValueError:
         import yaml
 

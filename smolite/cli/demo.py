@@ -37,7 +37,8 @@ def run_demo(out: str | Path, *, epochs: int = 12) -> Path:
     finetune("sample", out, validation="sample-heldout", options=options, overwrite=True)
 
     print("\n2. Export it: SavedModel, TFLite float32, TFLite int8", flush=True)
-    shutil.rmtree(out / "export", ignore_errors=True)  # of an older run; what is not made again would be found stale
+    # Of an older run; what is not made again would be found stale.
+    shutil.rmtree(out / "export", ignore_errors=True)
     for format, quantize in FILES:
         print(export(out, format=format, quantize=quantize, overwrite=True), flush=True)
 

@@ -91,6 +91,7 @@ def _add_options(parser: Parser) -> None:
 def docs_of_arguments(documented: type) -> dict[str, str]:
     """Name → text, of the `Args:` in a docstring; the text is empty where Python runs without docstrings."""
     _, _, section = inspect.cleandoc(documented.__doc__ or "").partition("\nArgs:\n")
+    # A name at the first indentation, and its text as far as lines are indented further.
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {6}.*)*)", section.partition("\n\n")[0], flags=re.MULTILINE)
     return defaultdict(str) | {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
 

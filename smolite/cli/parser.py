@@ -33,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # where the encoding lacks a character, as CP949 lacks emoji
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Keras imports TensorFlow where it is installed
+            # Where the encoding lacks a character, as CP949 lacks emoji.
+            stream.reconfigure(errors="replace")
+    # Keras imports TensorFlow where it is installed.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     verb, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb.startswith("-"):
         return _answer_without_verb(verb)
@@ -94,6 +96,7 @@ def read_settings(verb: str, words: Sequence[str]) -> dict[str, Any]:
     first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
     first.add_argument("--recipe")
+    # Looked for first, since what they give is no longer required.
     given, _ = first.parse_known_args(words)
     file = _from_file(given.config, verb) if given.config else {}
     recipe = given.recipe or file.get("recipe")
@@ -101,6 +104,7 @@ def read_settings(verb: str, words: Sequence[str]) -> dict[str, Any]:
         from smolite.training import TrainingOptions
 
         parser.take(TrainingOptions.from_recipe(recipe).to_dict())
+    # In this order: what is taken later wins.
     parser.take(file)
     settings = parser.parse(words)
     return {name: value for name, value in settings.items() if name not in ("config", "recipe")}

@@ -100,6 +100,7 @@ class ChatDataset(keras.utils.PyDataset):
         self.num_targets = min(math.ceil(most / 8) * 8, rows.length)
         self.token_noise = token_noise
         self._noisy = (rows.segments != 0) & ~np.isin(rows.tokens, list(spared_ids)) if token_noise else None
+        # Drawn from the tokens themselves, a frequent one is drawn as often as it is read.
         self._pool = rows.tokens[self._noisy] if token_noise else rows.tokens[:0]
         self.step = 0
         self._drawn = 0
@@ -156,6 +157,7 @@ class ChatDataset(keras.utils.PyDataset):
             return np.arange(len(self.rows))
         known, order = self._order
         if known != number:
+            # By seed and pass, and not by a generator that goes on: any step can be asked for without those before it.
             order = np.random.default_rng((self.seed, number)).permutation(len(self.rows))
             self._order = number, order
         return order

@@ -121,6 +121,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"A text file must exist to be read. Received: {path}. Check the path.")
     empty = True
+    # As bytes, line by line: a file of many gigabytes is never in memory, and a line that is no UTF-8 has a number.
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             line = _decode(raw, path, first_line=number).strip()
@@ -133,6 +134,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 def _decode(raw: bytes, path: Path, *, first_line: int) -> str:
     try:
+        # Windows puts a mark before the first line, which JSON would refuse.
         return raw.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         number = first_line + raw.count(b"\n", 0, error.start)
@@ -151,6 +153,7 @@ def _guess_encoding(raw: bytes) -> str | None:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
     try:
+        # CP949 decodes almost any pair of bytes, so that only Hangul in the outcome makes it likely.
         text = raw.decode("cp949")
     except UnicodeDecodeError:
         return None
@@ -198,6 +201,7 @@ def _json_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 def _array_texts(path: Path) -> Iterator[tuple[str, str]]:
     text = _decode(path.read_bytes(), path, first_line=1)
+    # The whole array first: its error names the line, and below nothing can fail any more.
     _parse(text, path, first_line=1)
     decoder, start, counted, line = json.JSONDecoder(), text.index("[") + 1, 0, 1
     while text[start := _after_gap(text, start)] != "]":
@@ -229,6 +233,7 @@ def _parse(text: str, path: str | Path, *, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line, reason = first_line + error.lineno - 1, f"{error.msg} at character {error.colno}"
+    # A number of too many digits, or brackets thousands deep: broken lines, not broken programs.
     except (ValueError, RecursionError) as error:
         line, reason = first_line, str(error)
     raise ValueError(f"{path}:{line}: must be valid JSON. Received: {text[:40]!r} ({reason}). Mend or delete this line.")
@@ -280,4 +285,5 @@ def checked_text(value: Any, where: str) -> str:
             f"{where} must be whole characters. Received: {value[error.start]!r}, one half of a surrogate "
             f"pair. Write the character itself."
         ) from error
+    # One form of line end, as the tokenizer has one piece for it.
     return value.replace("\r\n", "\n").strip()

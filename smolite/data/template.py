@@ -89,8 +89,11 @@ class ChatTemplate:
             ValueError: the tokenizer lacks a marker of the template.
         """
         self._check_markers(tokenizer)
+        # What stands behind the marker that ends an answer is read, and never learnt: the model stops before it.
         ids, mask, after_end = [], [], tokenizer.encode(_MARKER.split(self.assistant_suffix)[-1])
         for message in self._with_system(conversation.messages):
+            # Each turn is encoded by itself: its ids are the same in training, in a chat and on a device, whatever stands
+            # before.
             prefix, suffix = (self.affix_ids(affix, tokenizer) for affix in self._around(message.role))
             answer = tokenizer.encode(message.content.strip())
             trained = len(answer + suffix) - len(after_end) if message.role == "assistant" else 0
@@ -164,6 +167,7 @@ class ChatTemplate:
         """Token ids of a prefix or suffix: markers as their ids, the rest as text."""
         ids = []
         for part in filter(None, _MARKER.split(affix)):
+            # By id and not through `encode`, which never gives a marker: so a marker that a user types stays text.
             ids += [tokenizer.markers[part]] if _MARKER.fullmatch(part) else tokenizer.encode(part)
         return ids
 

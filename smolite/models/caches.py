@@ -48,6 +48,7 @@ def update_cache(cache, new_keys, new_values, slot):
     if cache is None:
         return new_keys, new_values
     keys, values = cache
+    # Slots are the third axis of keys and the last of values, so that both products read memory in its order.
     key_start, value_start = (0, 0, slot, 0), (0, 0, 0, slot)
     if len(keys.shape) == 3:
         new_keys, new_values = flattened((new_keys, new_values))

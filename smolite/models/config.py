@@ -87,6 +87,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not self.head_dim:
+            # Past the frozen dataclass: a default that follows from other fields.
             object.__setattr__(self, "head_dim", self._default_head_dim())
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))

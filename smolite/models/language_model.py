@@ -28,6 +28,7 @@ class TakePositions(keras.layers.Layer):
         if positions is None:
             return hidden
         rows, length, width = ops.shape(hidden)[0], ops.shape(hidden)[1], hidden.shape[-1]
+        # One flat gather: `take_along_axis` would repeat the positions for every feature.
         places = positions + length * ops.arange(rows, dtype="int32")[:, None]
         return ops.take(ops.reshape(hidden, (-1, width)), places, axis=0)
 
@@ -224,6 +225,7 @@ class LanguageModel(Task):
         if positions is None:
             positions = (slot + ops.arange(hidden.shape[1], dtype="int32"))[None]
         hidden, tables = self._parts.begin(hidden, positions, positions)
+        # One row of a mask serves all queries of a token as it is.
         mask = mask if hidden.shape[1] == 1 else repeat_for_groups(mask, self.num_groups)
         return self._parts.decode(hidden, tables, mask, memory, source_mask, cache=cache, slot=slot)
 

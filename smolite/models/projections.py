@@ -67,6 +67,7 @@ def project(layer: keras.layers.Dense, inputs):
     """
     if _is_taken_in_parts(inputs, layer):
         outputs = _in_parts(inputs, layer.kernel)
+    # Growing caches: T is open, and an einsum leaves it open where `Dense` would put it into a shape.
     elif len(inputs.shape) == 3 and inputs.shape[0] and not inputs.shape[1] and _is_plain(inputs, layer):
         outputs = ops.einsum("btd,dn->btn", inputs, layer.kernel)
     else:

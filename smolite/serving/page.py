@@ -16,7 +16,8 @@ from smolite.serving.open import KERAS, engine_names
 from smolite.serving.talker import Talker
 
 ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
-FONT, MONOSPACE = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the reader's own, so that none is fetched
+# The reader's own, so that none is fetched.
+FONT, MONOSPACE = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
 
 def serve_app(run: str | Path, *, engine: str = KERAS, host: str = "127.0.0.1", port: int = 7860) -> None:
@@ -106,7 +107,8 @@ def launch_app(page: Any, *, host: str = "127.0.0.1", port: int = 7860, wait: bo
 
 
 def _gradio() -> Any:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # each of its functions that would report looks here
+    # Each of its functions that would report looks here.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
     except ImportError as error:
@@ -171,6 +173,7 @@ def _add_continuation(talker: Talker, settings: list[Any]) -> None:
 
 def _on(triggers: list[Any], handler: Callable, inputs: list[Any], outputs: list[Any], *, name: str) -> Any:
     """Calls `handler` when something happens; one call at a time, whatever its name, since all share the engines."""
+    # Gradio counts calls by handler; under one name chat and continuation wait for each other.
     one = {"concurrency_id": "engines", "concurrency_limit": 1}
     return _gradio().on(triggers, handler, inputs, outputs, api_name=name, show_progress="minimal", **one)
 
@@ -190,6 +193,7 @@ def answering(talker: Talker) -> Callable[..., Iterator[tuple]]:
         asked = [*turns, Message("user", prompt)]
         try:
             answers = talker.chat(asked, **_spoken(*values))
+            # At once, before the first token: the field is empty again and the question stands in the chat.
             yield turns, displayed(asked), "", "…"
             for answer in answers:
                 now = [*asked, Message("assistant", answer.text)]

@@ -99,11 +99,13 @@ class Talker:
         yield read + decoder.finish()
 
     def _grow(self, name: str, chunks_of: Callable[[Engine], Iterator[str]]) -> Iterator[Answer]:
+        # Held while the text is read out, too: another answer would write into the cache that this one goes on from.
         with self._lock:
             meter = _Meter(self._engine(name))
             text, shown = "", meter.begun
             for chunk in chunks_of(meter):
                 text += chunk
+                # Each state is sent whole, so that a long answer token by token would grow with its square.
                 if time.perf_counter() - shown >= PAUSE:
                     yield meter.answer(text)
                     shown = time.perf_counter()
@@ -113,7 +115,8 @@ class Talker:
         if name not in self._engines:
             engine = open_engine(self.run, name)
             engine.start([[0]])
-            engine.step([0])  # what is compiled at the first step should not count as an answer's
+            # What is compiled at the first step should not count as an answer's.
+            engine.step([0])
             self._engines[name] = engine
         return self._engines[name]
 

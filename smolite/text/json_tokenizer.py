@@ -63,7 +63,8 @@ class JsonTokenizer(Tokenizer):
         self.unk_id: int = -1 if unknown is None else self._library.token_to_id(unknown)
         special = {index: token.content for index, token in self._library.get_added_tokens_decoder().items() if token.special}
         self._marker_ids = frozenset(special)
-        roled = set(self.roles.values())  # a token for unknown bytes is a marker only where it has a role, too
+        # A token for unknown bytes is a marker only where it has a role, too.
+        roled = set(self.roles.values())
         named = {index: name for index, name in special.items() if index != self.unk_id or name in roled}
         self.markers = {name: index for index, name in sorted(named.items())}
         self.vocab_size = self._checked_size(vocab_size)
@@ -72,6 +73,7 @@ class JsonTokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles what it was made of: the library's own pickle forgets that text is never a special token."""
+        # A partial, because pickle passes arguments by position and these are keyword-only.
         return partial(JsonTokenizer, roles=self.roles, vocab_size=self.vocab_size), (self.model_proto,)
 
     def _check_roles(self) -> None:
@@ -236,6 +238,7 @@ def _open(content: dict[str, Any], name: str, *, special: set[str]) -> Any:
     except Exception as error:  # the library raises nothing more special
         raise _broken(name, error) from error
     library.add_special_tokens(sorted(token for token in special if library.token_to_id(token) is not None))
+    # True makes the library read a typed special token as text, whatever its name says.
     library.encode_special_tokens = True
     return library
 

@@ -51,6 +51,7 @@ def _hangul_rules() -> dict[str, str]:
             open_syllable = chr(code)
             rules[lead + vowel] = open_syllable
             for tail_index, tail in enumerate(_TAILS, start=1):
+                # Both spellings of a closed syllable: three jamo, and an open syllable with a tail, as NFC has them.
                 rules[lead + vowel + tail] = rules[open_syllable + tail] = chr(code + tail_index)
     return rules
 

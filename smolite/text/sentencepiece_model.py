@@ -19,7 +19,8 @@ LINE_LIMIT = 1_000_000
 """Most bytes in a training line. SentencePiece alone would drop lines of more than 4,192 without a word."""
 
 _ERRORS_ONLY = 2  # SentencePiece's log level
-_THREADS = 4  # written into the model file: a fixed number keeps the file the same on every machine
+# Written into the model file: a fixed number keeps the file the same on every machine.
+_THREADS = 4
 _FIXED_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
         # Any text can be written, in bytes where no piece has it, so that `<unk>` never stands for something a user said.
@@ -36,7 +37,8 @@ _FIXED_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "minloglevel": _ERRORS_ONLY,
     }
 )
-_LINE_BREAKS = re.compile("[\n\u2585]")  # SentencePiece skips every line that has a U+2585
+# SentencePiece skips every line that has a U+2585.
+_LINE_BREAKS = re.compile("[\n\u2585]")
 _TOO_HIGH = re.compile(r"Vocabulary size too high .* value <= (\d+)")
 _TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
 
@@ -73,6 +75,7 @@ def train_model(texts: Iterable[str], *, vocab_size: int, model_type: str, chara
 
 def _korean_normalizer() -> sentencepiece.SentencePieceNormalizer:
     return sentencepiece.SentencePieceNormalizer(
+        # The rules go into the file: every runtime that reads it normalises alike, without our code.
         norm_map=list(korean_rules().items()),
         add_dummy_prefix=True,
         escape_whitespaces=True,

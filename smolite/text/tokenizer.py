@@ -18,8 +18,10 @@ from smolite.text.sentencepiece_model import (
     train_model,
 )
 
-CHARACTERS_PER_PIECE = 40  # how much text a vocabulary entry needs to be worth having
-PIECES_BESIDE_TEXT = 264  # markers, the newline, 256 bytes, and the space
+# How much text a vocabulary entry needs to be worth having.
+CHARACTERS_PER_PIECE = 40
+# Markers, the newline, 256 bytes, and the space.
+PIECES_BESIDE_TEXT = 264
 
 
 class Tokenizer:
@@ -212,6 +214,7 @@ class StreamingDecoder:
 def vocabulary_for(texts: Sequence[str], *, most: int) -> int:
     """A vocabulary size that `texts` can fill, a multiple of 32 up to `most`, with a piece for each character."""
     characters = set(unicodedata.normalize("NFC", "".join(texts)))
+    # A multiple of 32 keeps the table's rows in whole blocks; -(-a // b) rounds up.
     least = -(-(PIECES_BESIDE_TEXT + len(characters)) // 32) * 32
     return min(most, max(sum(map(len, texts)) // CHARACTERS_PER_PIECE // 32 * 32, least))
 

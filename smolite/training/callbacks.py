@@ -47,6 +47,8 @@ class EpochSeed(keras.callbacks.Callback):
         self.seed = seed
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        # From seed and epoch, so that a resumed run draws what the unbroken one drew; SeedSequence mixes the two, where seed
+        # + epoch would repeat an epoch of the next seed.
         keras.utils.set_random_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
 
 
@@ -63,6 +65,7 @@ class BitsPerCharacter(keras.callbacks.Callback):
         self.tokens, self.characters = tokens, characters
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        # The perplexity and not the loss, which label smoothing raises.
         bits = math.log2(logs["val_perplexity"])
         logs["val_bits_per_character"] = bits * self.tokens / self.characters
 
@@ -167,6 +170,7 @@ class TrainingState(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         self.epoch = epoch + 1
         current = (logs or {}).get(self.monitor, math.inf)
+        # Not <=: of equal epochs the first is kept, which has seen the data less often.
         if current < self.best:
             self.best, self.best_epoch, self.best_weights = float(current), self.epoch, f"{self.epoch}-{BEST_FILE}"
             write_file(self.folder / self.best_weights, save(_arrays(_weights(self.model))))
@@ -177,6 +181,7 @@ class TrainingState(keras.callbacks.Callback):
 
     def _write(self) -> None:
         """New weights under new names, then the small file that names them: whatever is cut off, one whole state remains."""
+        # Two names by turns: the file that names one is written last, so that a whole one is always named.
         weights = f"{self.epoch % 2}-{WEIGHTS_FILE}"
         write_file(self.folder / weights, save(_arrays(_state_variables(self.model))))
         best = None if self.best == math.inf else self.best
@@ -216,11 +221,13 @@ def _state_variables(model: keras.Model) -> dict[str, Any]:
     """All variables of model and optimizer, the states of random generators among them, but not those of the metrics."""
     metrics = {id(variable) for variable in model.metrics_variables}
     ours = [variable for variable in model.variables if id(variable) not in metrics]
+    # Metrics begin anew in each epoch, so that they are no part of the state.
     return _numbered([*ours, *model.optimizer.variables])
 
 
 def _numbered(variables: Sequence[Any]) -> dict[str, Any]:
     """Variables by a name that is the same in every process."""
+    # Keras' paths have counters that depend on what the process made before.
     return {f"{number:05d}": variable for number, variable in enumerate(variables)}
 
 

@@ -35,19 +35,23 @@ def adamw(options: TrainingOptions, *, total_steps: int) -> keras.optimizers.Opt
         "weight_decay": options.weight_decay,
         "beta_2": options.beta_2,
         "global_clipnorm": options.global_clipnorm or None,
+        # Keras refuses 1, and keeps a sum of gradients for any other number.
         "gradient_accumulation_steps": options.gradient_accumulation_steps if several else None,
     }
     if options.layer_decay < 1:
         return LayerwiseAdamW(**settings, layer_decay=options.layer_decay)
     optimizer = (FusedAdamW if keras.backend.backend() == "torch" else keras.optimizers.AdamW)(**settings)
+    # Decay pulls towards 0, which is no neutral value for the scale of a norm.
     optimizer.exclude_from_weight_decay(var_names=["scale", "gamma", "beta", "bias"])
     return optimizer
 
 
 def learning_rate_schedule(options: TrainingOptions, *, total_steps: int):
     """Linear warm-up from 0 to `learning_rate`, then a half cosine to `min_lr_ratio` of it (Loshchilov and Hutter 2017)."""
+    # The cosine needs a step to fall in, however short the run.
     warmup = min(round(total_steps * options.warmup_ratio), total_steps - 1)
     return keras.optimizers.schedules.CosineDecay(
+        # Keras' schedule begins the warm-up from here.
         0.0 if warmup else options.learning_rate,
         decay_steps=total_steps - warmup,
         alpha=options.min_lr_ratio,

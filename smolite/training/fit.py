@@ -210,18 +210,22 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
         token_noise=options.token_noise,
         spared_ids=run.tokenizer.markers.values(),
     )
+    # The schedule goes by updates, and an epoch is a whole number of them.
     compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs // options.gradient_accumulation_steps)
+    # Before `fit` would do it: a state to go on from is put into the optimizer's variables below.
     run.model.optimizer.build(run.model.trainable_variables)
     journal = callbacks.Journal(workplace.folder)
     settings = {**run.recipe, "config": run.model.config.to_dict(), "rows_checksum": split.rows.checksum}
     settings["validation_checksum"] = split.validation.checksum if split.validation else ""
     state = callbacks.TrainingState(workplace.folder, journal, settings=settings, patience=options.patience)
     done = state.restore(run.model) if workplace.interrupted else 0
+    # Where the interrupted run stopped; the batch of a step depends on the seed and the step alone.
     dataset.seek(done * len(dataset))
     run.model.fit(
         dataset,
         initial_epoch=options.epochs if state.stopped else done,
         epochs=options.epochs,
+        # Keras would shuffle batches by Python's global random state, which no resumed run has.
         shuffle=False,
         validation_data=_validation(split, options),
         callbacks=[*_reports(split, dataset, options, sample), journal, state, progress.TimeLeft()],
@@ -249,6 +253,7 @@ def _verbosity() -> int:
 def _validation(split: Split, options: TrainingOptions) -> ChatDataset | None:
     if split.validation is None:
         return None
+    # A batch of more rows than there are would be padding for the most part.
     return ChatDataset(split.validation, min(options.batch_size, len(split.validation)), shuffle=False)
 
 

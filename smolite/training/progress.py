@@ -19,7 +19,8 @@ class Speed(keras.callbacks.Callback):
         trained: trained tokens in an epoch.
     """
 
-    async_safe = True  # Keras may call `on_train_batch_end` in another thread, while the next step runs
+    # Keras may call `on_train_batch_end` in another thread, while the next step runs.
+    async_safe = True
 
     def __init__(self, tokens: float, trained: float):
         super().__init__()
@@ -121,5 +122,6 @@ class Samples(keras.callbacks.Callback):
 
     def _show(self, done: int) -> None:
         if done % self.every == 0:
-            _ = self.model  # on JAX, Keras puts the weights of a running epoch into the model when it is asked for
+            # On JAX, Keras puts the weights of a running epoch into the model when it is asked for.
+            _ = self.model
             print(f"\n{self.write()}\n", flush=True)

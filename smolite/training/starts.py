@@ -28,6 +28,7 @@ def continued_model(model: LanguageModel, options: TrainingOptions) -> LanguageM
     keras.utils.set_random_seed(options.seed)
     config = dataclasses.replace(model.config, dropout=dropout)
     continued = new_language_model(checked_length(config, options), dtype=options.dtype)
+    # A new model and not the old one: dropout and dtype are fixed when layers are made.
     continued.set_weights(model.get_weights())
     return continued
 

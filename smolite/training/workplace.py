@@ -26,6 +26,7 @@ class Workplace:
 
     def __init__(self, out: Path, *, resume: bool, overwrite: bool):
         out = out if out.name not in ("", "..") else out.resolve()  # `.` has no name
+        # Beside the run and not in a temporary folder: on the same disk, and found again after a restart.
         self.folder = out.with_name(f"{out.name}.training")
         self.out, self.resume = out, resume
         if out.is_file():

@@ -48,6 +48,7 @@ def write_manifest(new: Path, old: Path, *, row: Row, run: Path, making: Mapping
     figures = {key: value for key, value in asdict(row).items() if value is not None}
     verified = {key: value for key, value in figures.items() if key not in ("artifact", "num_bytes", "problems")}
     origin = {"made_from": source_hashes(run), "versions": installed_versions(), "verified": verified}
+    # What was deleted by hand is forgotten; what is still there keeps its entry, as its bytes are the same.
     artifacts = {key: value for key, value in before["artifacts"].items() if (old / key).exists()}
     artifacts[name] = {**making, **_fingerprint(new / name), **origin}
     beside = {key: value for key, value in before["beside"].items() if (old / key).exists()}
@@ -114,6 +115,7 @@ def stale_artifacts(folder: Path, run: Path, names: Iterable[str]) -> dict[str, 
     """
     artifacts = read_manifest(folder)["artifacts"]
     known = {name: artifacts[name]["made_from"] for name in names if name in artifacts}
+    # Hashing the weights of a large run takes seconds, which a file that nobody described is not worth.
     now = source_hashes(run) if known else {}
     changed = {name: sorted(file for file in {*was, *now} if was.get(file) != now.get(file)) for name, was in known.items()}
     return {name: files for name, files in changed.items() if files}
@@ -130,6 +132,7 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    # As `sha256sum` prints it, so that a folder can be checked without Python.
     listing = "".join(f"{sha256_of(path / name)}  {name}\n" for name in names)
     return hashlib.sha256(listing.encode()).hexdigest()
 

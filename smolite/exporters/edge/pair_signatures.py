@@ -68,6 +68,7 @@ def _encode_function(model: "Seq2SeqLM") -> Any:
 
     def encode(tokens, source_mask):
         hidden = look_up(model.token_embedding.embeddings.value, tokens)
+        # Keys and values of the source are worked out here, once, and not by each step of `decode`.
         memory = enumerate(model.encode(hidden, mask=source_mask))
         return {cross_name(kind, layer): pair["kv".index(kind)] for layer, pair in memory for kind in "kv"}
 

@@ -105,6 +105,7 @@ def interleave(weight: np.ndarray, num_heads: int) -> np.ndarray:
         num_heads: heads.
     """
     halves = weight.reshape(num_heads, 2, -1, weight.shape[-1])
+    # By views alone, and a copy at the end: the two halves of a head become pairs.
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -141,6 +142,7 @@ def _describe_byte_level(writer: Any, tokenizer: JsonTokenizer) -> None:
     ]
     merges = content["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
+    # llama.cpp knows the rules of words by name alone: one that it has no name for cannot be put into the file.
     writer.add_tokenizer_pre(_word_rule(content["pre_tokenizer"]))
     writer.add_token_list([(piece or f"[PAD{i}]").encode() for i, piece in enumerate(pieces)])
     writer.add_token_types(kinds)

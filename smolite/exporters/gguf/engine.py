@@ -89,6 +89,7 @@ class LlamaCppEngine(Engine):
 
 def _model_class(native: Any) -> Any:
     """`LlamaModel` with the `n_vocab` that cyllama 0.2's `get_logits` asks it for."""
+    # A class of ours and not a patch of theirs, which other users of the package would see.
     return type("Model", (native.LlamaModel,), {"n_vocab": property(lambda model: model.get_vocab().n_vocab)})
 
 

@@ -53,6 +53,8 @@ class TFLiteEngine(CachedEngine):
         )
         with native_log_dropped():
             self._native = {"model": model, **bind_buffers(model, signatures, self._cache_shapes)}
+        # The library writes notes when its memory is freed, also where Python does so by itself: so it is freed here,
+        # quietly.
         self._release = weakref.finalize(self, release, self._native)
 
     def close(self) -> None:
@@ -69,6 +71,7 @@ class TFLiteEngine(CachedEngine):
         inputs["input_pos"].write(positions)
         inputs["mask"].write(mask)
         self._native["model"].run_by_name(name, inputs, outputs)
+        # Prefill has no logits: the last token of a prompt is read by `decode`, which has them anyway.
         if "logits" not in outputs:
             return np.empty((0, self.vocab_size), "float32")
         return outputs["logits"].read(len(positions) * self.vocab_size, np.float32).reshape(-1, self.vocab_size)
@@ -82,6 +85,7 @@ def compile_file(path: Path, num_threads: int) -> Any:
         raise ImportError('A .tflite file runs on ai-edge-litert. Run: pip install "smolite[export]"') from error
     if not path.is_file():
         raise FileNotFoundError(f"A .tflite file was expected. Received: {path}. Make one with `smolite export`.")
+    # LiteRT crashes on a file that was cut off, and a crash is no exception.
     check_whole(path)
     cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=_SHARED_WEIGHTS)
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
@@ -92,6 +96,7 @@ def compile_file(path: Path, num_threads: int) -> Any:
 
 def bind_buffers(model: Any, signatures: dict[str, Any], cache_shapes: dict[str, Any]) -> dict[str, tuple[dict, dict]]:
     """Input and output buffers of every signature, with one set of cache buffers for all."""
+    # Bound as input and output of all signatures: a step that returned new caches would copy them.
     caches = {name: model.create_input_buffer_by_name(DECODE, name) for name in cache_shapes}
     for name, buffer in caches.items():
         buffer.write(np.zeros(cache_shapes[name], "float32"))

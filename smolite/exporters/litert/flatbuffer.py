@@ -45,6 +45,7 @@ def check_whole(path: str | Path) -> None:
         ValueError: as there.
     """
     with _refused_by_name(path):
+        # Mapped and not read: of a file of a gigabyte only the tables are looked at.
         data = np.memmap(path, mode="r")
         if not _find_end(data):
             read_flatbuffer(data)
@@ -147,6 +148,7 @@ def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     table = [config.vocab_size, config.hidden_dim]
     tables = {tensor.buffer for tensor in tensors if _shape(tensor) == table and is_stored(model.buffers[tensor.buffer])}
+    # Custom and flex operators need a runtime with TensorFlow inside, which phones don't have.
     custom = sorted({name for names in counts.values() for name in names if name.startswith("custom ")})
     problems = [f"operator {name}" for name in custom]
     reads = ENCODE in counts if config.num_encoder_layers else prefill_lengths_of(list(counts))

@@ -87,6 +87,7 @@ class BrowserEngine:
         while not self._driver.execute_script(condition):
             if time.monotonic() > end:
                 raise RuntimeError(f"The page was expected to be ready within {self._patience:g} s. It was not: {condition}")
+            # Asked again and again, for the page tells nobody when it is done.
             time.sleep(0.02)
 
 
@@ -129,9 +130,11 @@ def _serve(page: Path, path: Path, folder: str) -> ThreadingHTTPServer:
     root.mkdir()
     for part in page.resolve().iterdir():
         if part.name != "model":
+            # Links, since a model is too large to be copied for each look at it.
             (root / part.name).symlink_to(part)
     (root / "model").mkdir()
     (root / "model" / path.name).symlink_to(path.resolve())
+    # Port 0 is any free one; 127.0.0.1, so that nobody else reads the file.
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(root)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

@@ -22,6 +22,7 @@ _FIRST = 0x100000
 
 def private_names(tokenizer: Tokenizer) -> dict[str, str]:
     """Marker → the character that stands for it: `<end>`, the first by name, → U+100000, and so on."""
+    # Sorted, so that a marker has the same character in the tokenizer, in the template and at every export.
     return {marker: chr(_FIRST + place) for place, marker in enumerate(sorted(tokenizer.markers))}
 
 

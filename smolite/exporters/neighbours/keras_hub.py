@@ -43,6 +43,7 @@ def to_keras_hub(run: Run | CausalLM) -> Any:
     weights = model_weights(model)
     for weight in backbone.weights:
         tensor = weights[_hf_name(weight.path)]
+        # keras-hub's projections have an axis of heads; ours are matrices over the same numbers in the same order.
         weight.assign(tensor.T.reshape(weight.shape) if weight.path.endswith("kernel") else tensor)
     preprocessor = None if isinstance(run, CausalLM) else preprocessor_of(run.tokenizer, length=model.config.context_length)
     return keras_hub.models.LlamaCausalLM(backbone, preprocessor=preprocessor)

@@ -25,7 +25,8 @@ from smolite.exporters.targets import TARGETS
 from smolite.models import PRESETS, ModelConfig
 
 CACHE_LENGTHS = (256, 512, 1024)  # shown beside the chosen one
-_RUNTIME = 105_000_000  # bytes that LiteRT-LM takes besides; fitted, see `runtime_memory`
+# Bytes that LiteRT-LM takes besides; fitted, see `runtime_memory`.
+_RUNTIME = 105_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,9 @@ def runtime_memory(config: ModelConfig, way: str | None, *, prefill_lengths: Seq
     """
     signatures, written, packed = 1 + len(prefill_lengths), _way(way), _packed(way)
     table = tflite_weights(config, None) - tflite_weights(config, None, table=False)
+    # float16 alone is held in another form than it is written in.
     widened = signatures * table if packed is not written else 0
+    # Each signature packs the weights for itself, and only `decode` has the output projection.
     weights = tflite_weights(config, packed) + len(prefill_lengths) * tflite_weights(config, packed, table=False)
     file = tflite_bytes(config, written, num_signatures=signatures)
     return _RUNTIME + file + weights + widened + cache_bytes(config, cache_length)
@@ -194,7 +197,8 @@ def _read(model: str | Path | ModelConfig) -> tuple[ModelConfig, TokenizerSize |
         )
     try:
         hf: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        hf.pop("quantization_config", None)  # of a run in fewer bits, whose exports are as large as any
+        # Of a run in fewer bits, whose exports are as large as any.
+        hf.pop("quantization_config", None)
         return ModelConfig.from_hf(hf), tokenizer_size(folder)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -226,6 +230,7 @@ def _planned(
         quantize=way,
         name=name,
         num_bytes=litertlm_bytes(size, tokenizer) if format == "litertlm" else size,
+        # A step reads every weight and the whole allocated cache: this over the memory's bandwidth bounds its speed.
         read_bytes=tflite_weights(config, _packed(way)) + cache_bytes(config, slots),
         memory=memory,
     )

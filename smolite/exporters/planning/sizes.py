@@ -13,11 +13,15 @@ from pathlib import Path
 from smolite.exporters.litert.quantization import Way
 from smolite.models import ModelConfig
 
-BLOCK = 32  # weights that share a scale in Q8_0 and Q4_0
-_GRAPH = 4_000  # bytes of what describes a file without layers
-_ROW_SCALE = 12  # bytes: a float32 scale and an int64 zero point
+# Weights that share a scale in Q8_0 and Q4_0.
+BLOCK = 32
+# Bytes of what describes a file without layers.
+_GRAPH = 4_000
+# Bytes: a float32 scale and an int64 zero point.
+_ROW_SCALE = 12
 _BLOCK_SCALE = 2
-_PAGE = 16 * 1024  # sections of a .litertlm file begin at multiples
+# Sections of a .litertlm file begin at multiples.
+_PAGE = 16 * 1024
 _GGUF_TENSOR = 70  # name, shape, place and padding
 _GGUF_BITS = {None: 32, "f16": 16, "q8_0": 8, "q4_0": 4}
 _GGUF_TOKEN = 16  # length, score and type of a piece
@@ -62,6 +66,7 @@ def matrices(config: ModelConfig) -> list[Matrix]:
     """The matrices of a model. Its other parameters, norms, biases and learned positions, stay float32 everywhere."""
     width, inside, blocks = config.hidden_dim, config.intermediate_dim, config.num_layers + config.num_encoder_layers
     queries, keys = config.num_query_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    # A decoder block that reads a source attends twice.
     attentions = blocks + (config.num_layers if config.num_encoder_layers else 0)
     half = width if config.form == "llama" else width // 2
     return [
@@ -102,7 +107,8 @@ def tflite_bytes(config: ModelConfig, way: Way | None, *, num_signatures: int) -
 
 def litertlm_bytes(tflite: int, tokenizer: TokenizerSize) -> int:
     """Bytes of a .litertlm file around a .tflite file of `tflite` bytes, its last part: 100,000 → three pages more, 149,152."""
-    parts = (1, 1, 1, tokenizer.litertlm)  # the header, what the runtime is told of model and caches, the tokenizer
+    # The header, what the runtime is told of model and caches, the tokenizer.
+    parts = (1, 1, 1, tokenizer.litertlm)
     return sum(-(-part // _PAGE) for part in parts) * _PAGE + tflite
 
 
@@ -137,6 +143,7 @@ def tokenizer_size(folder: Path) -> TokenizerSize | None:
         model = json.loads(content)["model"]
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         text = sum(len(token.encode()) + 12 for token in model["vocab"]) + sum(len(merge.encode()) + 8 for merge in merges)
+        # The builder compresses a tokenizer.json, and leaves a .model as it is.
         return TokenizerSize(len(zlib.compress(content)), text)
     return None
 

@@ -61,6 +61,7 @@ def main(job: dict[str, Any]) -> None:
     answered = time.perf_counter()
     figures = {"open_seconds": opened - begun, "first_token_seconds": answered - opened}
     if before is not None:
+        # The peak and not the end: what loading takes for a moment must fit into a phone, too.
         figures["peak_bytes"] = _held("VmHWM") - before
     print(json.dumps(figures))
 
@@ -69,6 +70,7 @@ def _forget_peak() -> int | None:
     """What this process holds now, from where its peak is counted anew."""
     if not _FORGET.exists():
         return None
+    # 5 is the kernel's word for: count the peak anew. What importing the library took is then not counted.
     _FORGET.write_text("5")
     return _held("VmRSS")
 

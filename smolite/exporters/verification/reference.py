@@ -74,10 +74,12 @@ def work_out_cases(
         texts.append(_write_greedily(engine, prompt, min(max_new_tokens, room)))
     if engine.target_length is not None:
         return [_work_out_pair(model, engine, text) for text in texts]
+    # Texts padded to the same length are read together: a backend compiles a forward for each length.
     lengths = [prefill_length(len(text.prompt) + len(text.reply) - 1, engine.context_length) for text in texts]
     cases: dict[int, Case] = {}
     for length in set(lengths):
         places = [place for place, padded in enumerate(lengths) if padded == length]
+        # As many rows as their logits leave memory for: 16 of 512 tokens over 49,152 ids would be 1.6 GB.
         rows = max(1, _MOST_LOGITS // (length * engine.vocab_size))
         for group in (places[first : first + rows] for first in range(0, len(places), rows)):
             cases |= zip(group, _work_out(model, [texts[place] for place in group], length), strict=True)
@@ -96,8 +98,11 @@ def compare(engine: Engine | None, cases: Sequence[Case], *, tie: float) -> Diff
     for case in cases:
         if engine and (plain := engine.forward_logits(case.prompt, case.reply)) is not None:
             logits.append(_largest(plain - case.logits))
+        # Less their mean, since a constant added to all logits of a place changes nothing.
         centred = case.logits - case.logits.mean(-1, keepdims=True)
         for answers in _answers(engine, case):
+            # What Keras gives the token that the engine would pick: where it is Keras' highest, or within `tie` of it, the
+            # engine is right.
             picked = np.take_along_axis(case.logits, answers.argmax(-1)[:, None], -1)[:, 0]
             same.append(case.logits.max(-1) - picked <= tie)
             logits.append(_largest(answers - case.logits))
@@ -134,6 +139,7 @@ def _answers(engine: Engine | None, case: Case) -> Iterator[np.ndarray]:
         yield case.written
     elif engine.drafts:
         yield np.concatenate(list(_feed_ahead(engine, case)))
+        # Both ways, for a fault in one of them must not hide behind the other.
         drafts, engine.drafts = engine.drafts, 0
         yield np.concatenate(list(_feed(engine, case)))
         engine.drafts = drafts
@@ -173,6 +179,7 @@ def _cache_difference(engine: Engine, case: Case) -> float | None:
 
 def _largest(difference: np.ndarray) -> float:
     """The largest absolute value; infinity when there is one that is not a number."""
+    # max() would pass over a NaN or return it, and NaN is above no limit.
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
 
 

@@ -45,6 +45,7 @@ def check_answers(
     row.tokens = row.num_tokens = 0
     for text, case in said:
         room = slots - len(case.prompt)
+        # Behind a tie either token is right, and what follows depends on which one was taken.
         reply = case.reply[: _first_tie(case, tie)][: max(room, 0)]
         if not reply:
             continue
@@ -132,6 +133,7 @@ def check_scores(
             row.problems.append(f"it reads {len(scores)} tokens in the answers of a dialogue, the model {len(found.nll)}")
             continue
         ours, theirs, characters = [*ours, *found.nll], [*theirs, *-scores], characters + found.num_characters
+    # A log probability of -40 has fewer digits behind the point than one of -1, hence a share of the large ones.
     shares = np.abs(np.subtract(ours, theirs)) / np.maximum(np.abs(ours), 1)
     worst = float(np.nan_to_num(shares, nan=np.inf).max())
     row.logits = max(worst, row.logits or 0.0)
@@ -176,11 +178,13 @@ def _readable(reply: Sequence[int], run: Run, stop: int) -> tuple[list[str], boo
     decoder, text = run.tokenizer.stream(), ""
     texts: list[str] = []
     for index in reply:
+        # Markers leave no text, and `<unk>` the same one for many: from here on a text cannot tell tokens apart.
         if index in run.tokenizer.markers.values() or index == run.tokenizer.unk_id:
             return texts, index == stop
         text += decoder.push(index)
         if _BROKEN in text:
             break
+        # Runtimes differ in whether an answer keeps the space that SentencePiece puts before its first word.
         texts.append(text.lstrip(" "))
     return texts, False
 

@@ -87,6 +87,7 @@ def verify(
     rows[KERAS_ROW].num_bytes = sum(map(_size, loaded.path.glob("*.safetensors")))
 
     prompts = prompts or _default_prompts(loaded, artifacts, slots)
+    # The end of a long prompt, so that each engine reads a whole cache.
     ids = [_prompt_ids(prompt, loaded)[-slots:] for prompt in prompts]
     cases = work_out_cases(loaded.model, engines[KERAS_ROW], ids, max_new_tokens=max_new_tokens)
     for name, engine in engines.items():
@@ -154,6 +155,7 @@ def _size(path: Path) -> int:
 def _default_prompts(loaded: checkpoint.Run, artifacts: Mapping[str, Engine], slots: int) -> list[str | list[int]]:
     """The texts, and ids of lengths around every prefill length and window and near the end of the cache."""
     chunks = {length for engine in artifacts.values() for length in engine.read_lengths}
+    # Prefill is cut anew at each of its lengths; a fault in a mask or a position shows one token beyond.
     lengths = {1, 2, *chunks, *(chunk + 1 for chunk in chunks), slots - 2}
     random = np.random.default_rng(0)
     ids = [random.integers(loaded.model.config.vocab_size, size=n).tolist() for n in sorted(lengths) if 1 <= n <= slots]
