@@ -154,8 +154,8 @@ class LayerwiseAdamW(_OnePass, keras.optimizers.Adam):
 
     Block i of n learns at `learning_rate` · `layer_decay` ^ (n - 1 - i), the final norm at `learning_rate`, and what comes
     before the blocks at `learning_rate` · `layer_decay` ^ n. The tied table comes before them, although it is the output
-    projection as well: it learns most slowly. The weight decay of a variable follows its rate. Variables of one dimension,
-    norm scales and biases, have none.
+    projection as well: it learns most slowly. An encoder's blocks and norm come before the decoder's. The weight decay of a
+    variable follows its rate. Variables of one dimension, norm scales and biases, have none.
 
     Args:
         learning_rate: a number or a schedule.
@@ -193,14 +193,25 @@ def rate_shares(paths: list[str], layer_decay: float) -> list[float]:
     """The share of the learning rate for each of a model's variables.
 
     Example: `["token_embedding/embeddings", "block_0/mlp/up/kernel", "block_1/mlp/up/kernel", "final_norm/scale"]` at 0.5
-    → `[0.25, 0.5, 1.0, 1.0]`.
+    → `[0.25, 0.5, 1.0, 1.0]`. With an encoder of one block the decoder's stand behind it:
+    `["token_embedding/embeddings", "encoder_0/mlp/up/kernel", "memory_0/key/kernel", "block_0/mlp/up/kernel"]` →
+    `[0.25, 0.5, 1.0, 1.0]`.
 
     Args:
-        paths: of the variables; a block's have `block_<i>/` in it.
+        paths: of the variables; a block's have `block_<i>/` in it, those of an encoder `encoder_<i>/`.
         layer_decay: share that is left from a block to the one before it.
     """
-    found = [re.search(r"(?:^|/)block_(\d+)/", path) for path in paths]
-    number = 1 + max((int(match[1]) for match in found if match), default=-1)
-    behind = [number - 1 - int(match[1]) if match else number for match in found]
-    # What is in no block and not the final norm comes before the blocks: as far behind as there are blocks.
-    return [1.0 if "final_norm/" in path else layer_decay**blocks for path, blocks in zip(paths, behind, strict=True)]
+    found = [re.search(r"(?:^|/)(block|memory|encoder)_(\d+)/", path) for path in paths]
+    places = [(match[1] == "encoder", int(match[2])) for match in found if match]
+    encoder = 1 + max((number for is_encoder, number in places if is_encoder), default=-1)
+    last = encoder + 1 + max((number for is_encoder, number in places if not is_encoder), default=-1)
+    return [layer_decay ** (last - _depth(path, match, encoder, last)) for path, match in zip(paths, found, strict=True)]
+
+
+def _depth(path: str, match: re.Match[str] | None, encoder: int, last: int) -> int:
+    """Blocks up to and with that of a variable, along `encoder` blocks and then the decoder's; 0 before all of them."""
+    if match:
+        # The keys and values that a decoder block reads of a source are that block's, although they are a layer beside it.
+        return int(match[2]) + 1 + (0 if match[1] == "encoder" else encoder)
+    # What is in no block and no norm behind one comes before the blocks.
+    return last if "final_norm/" in path else encoder if "encoder_norm/" in path else 0

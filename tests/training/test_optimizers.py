@@ -8,6 +8,7 @@ from tiny import TINY
 
 from smolite.models.causal_lm import CausalLM
 from smolite.models.config import ModelConfig
+from smolite.models.seq2seq_lm import Seq2SeqLM
 from smolite.training.compilation import adamw, compile_for_training, learning_rate_schedule
 from smolite.training.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate, rate_shares
 from smolite.training.options import TrainingOptions
@@ -200,6 +201,35 @@ def test_shares_by_path():
     assert rate_shares(paths, 0.5) == [0.25, 0.5, 1.0, 1.0]
     assert rate_shares([f"block_{i}/x" for i in (10, 2)], 0.5) == [1.0, 0.5**8]
     assert rate_shares(["kernel"], 0.5) == [1.0]
+    paths = "token_embedding/embeddings encoder_0/mlp/up/kernel memory_0/key/kernel block_0/mlp/up/kernel".split()
+    assert rate_shares(paths, 0.5) == [0.25, 0.5, 1.0, 1.0]
+
+
+def test_rates_fall_along_the_encoder_and_the_decoder():
+    """Adam's first step is as long as the rate, whatever the gradient: the weights themselves say at which rate they learn."""
+    fields = {**DEEP.to_dict(), "num_layers": 2, "num_encoder_layers": 3, "positions": "learned", "embedding_norm": True}
+    model = Seq2SeqLM(ModelConfig.from_dict(fields))
+    before, optimizer = weights(model), LayerwiseAdamW(0.25, layer_decay=0.5, weight_decay=0.0)
+    optimizer.apply([ops.ones(each.shape) for each in model.trainable_variables], model.trainable_variables)
+    blocks_behind = {
+        "token_embedding": 5,
+        "position_embedding": 5,
+        "embedding_norm": 5,
+        "encoder_0": 4,
+        "encoder_1": 3,
+        "encoder_2": 2,
+        "encoder_norm": 2,
+        "memory_0": 1,
+        "block_0": 1,
+        "memory_1": 0,
+        "block_1": 0,
+        "final_norm": 0,
+    }
+    moved = weights(model)
+    assert {path.split("/")[0] for path in moved} == set(blocks_behind)
+    for path, weight in moved.items():
+        expected = np.full(weight.shape, 0.25 * 0.5 ** blocks_behind[path.split("/")[0]])
+        np.testing.assert_allclose(before[path] - weight, expected, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_the_optimizer_goes_on_after_it_was_saved(tmp_path):
