@@ -10,7 +10,7 @@ from train_sides import Turns, begin, compile_keras_hub, train_on_torch
 from turns import Link
 
 from smolite.data.dataset import ChatDataset
-from smolite.data.pairs import pack_pairs
+from smolite.data.packing import Example, pack
 from smolite.models.config import ModelConfig
 from smolite.models.seq2seq_lm import Seq2SeqLM
 from smolite.training.compilation import compile_for_training
@@ -32,7 +32,8 @@ def main(job: dict[str, Any], link: Link) -> None:
 
 def fit_smolite(job: dict[str, Any], config: ModelConfig, options: TrainingOptions, pairs: Any, turns: Turns) -> None:
     """Our encoder-decoder as `train_pairs` trains it."""
-    rows = pack_pairs(list(zip(*pairs, strict=True)), options.sequence_length, source_length=options.sequence_length)
+    examples = [Example(target, [0, *[1] * (len(target) - 1)], source) for source, target in zip(*pairs, strict=True)]
+    rows = pack(examples, options.sequence_length, source_length=options.sequence_length)
     model = Seq2SeqLM(config)
     compile_for_training(model, options, total_steps=1_000)
     dataset = ChatDataset(rows, options.batch_size, steps_per_epoch=job["total"])

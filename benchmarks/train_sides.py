@@ -12,8 +12,8 @@ from peers import keras_hub_model, transformers_model
 from turns import Link
 
 from smolite.data.dataset import ChatDataset
-from smolite.data.packing import pack
-from smolite.data.template import Fitted, fit_context, read_conversations
+from smolite.data.packing import Fitted, pack
+from smolite.data.template import fit_context, read_conversations
 from smolite.evaluation.likelihood import compile_with_xla
 from smolite.exporters.neighbours.keras_hub import preprocessor_of
 from smolite.models.causal_lm import CausalLM
@@ -175,7 +175,7 @@ def dialogue_texts(job: dict[str, Any], options: TrainingOptions) -> tuple[list[
     fitted = fitted_dialogues(job)
     order = np.random.default_rng(0).permutation(len(fitted.examples))
     chosen = np.resize(order, (job["total"], options.batch_size))
-    texts = ["\n".join(message.content for message in fitted.conversations[i].messages) for i in chosen.flat]
+    texts = ["\n".join(message.content for message in fitted.kept[i].messages) for i in chosen.flat]
     learnt = [sum(sum(fitted.examples[i][1]) for i in step) for step in chosen]
     fill = np.mean([len(fitted.examples[i][0]) - 1 for i in chosen.flat]) / options.sequence_length
     return texts, learnt, float(fill)

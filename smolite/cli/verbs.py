@@ -99,7 +99,7 @@ def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampl
     tokenizer = opened.tokenizer
     ids, decoder, stop_ids = tokenizer.encode(prompt), tokenizer.stream(), serving.end_ids(tokenizer)
     new = stream(open_engine(opened, engine), ids, max_new_tokens=max_new_tokens, sampling=how, stop_ids=stop_ids)
-    if not opened.config.num_encoder_layers:  # what an encoder-decoder reads is no part of what it writes
+    if not opened.config.has_encoder:  # what an encoder-decoder reads is no part of what it writes
         print("".join(decoder.push(index) for index in ids), end="", flush=True)
     for index in new:
         print(decoder.push(index), end="", flush=True)
@@ -155,20 +155,19 @@ def params(*, model: str) -> None:
 def evaluate(*, run: str, dataset: str, engine: str) -> None:
     """Prints bits per character, perplexity and accuracy."""
     opened = checkpoint.open_run(run)
-    if opened.config.num_encoder_layers:
+    if opened.config.has_encoder:
         _evaluate_pairs(opened, dataset, engine=engine)
         return
     read = read_conversations(resolve_dataset(dataset))
     running = None if engine == serving.KERAS else open_engine(opened, engine)
     length = running.context_length if running else opened.config.context_length
     fitted = fit_context(read.conversations, opened.tokenizer, context_length=length, template=opened.template)
-    counts = ", ".join(f"{count:,} {case}" for case, count in fitted.counts.items() if count)
-    print(f"{read.summary()}\n{counts} in {length:,} tokens")
-    characters = evaluation.count_characters(fitted)
+    print(f"{read.summary()}\n{fitted.summary()} in {length:,} tokens")
+    known = fitted.examples, fitted.num_characters
     if running:
-        result = evaluation.trace_examples(running, fitted.examples, characters).evaluation
+        result = evaluation.trace_examples(running, *known).evaluation
     else:
-        result = evaluation.evaluate_examples(opened.model, fitted.examples, characters)
+        result = evaluation.evaluate_examples(opened.model, *known)
     print(result.summary())
 
 

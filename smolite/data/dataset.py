@@ -54,13 +54,13 @@ class ChatDataset(keras.utils.PyDataset):
     weights; unused ones are 0 with weight 0. `targets` is the most that any row trains, rounded up to a
     multiple of 8, at most the length; where it is the length, every column has its target and `loss_at` is left out.
 
-    Rows with sources, from `pairs.pack_pairs`, add `source`, `source_positions` and `source_segments` to `x`.
+    Rows with sources add `source`, `source_positions` and `source_segments` to `x`.
 
     `fit` moves `step` on by an epoch after each epoch that it has read whole. Pass `shuffle=False` to `fit`:
     its default would shuffle the batches of an epoch once more, by Python's global random state.
 
     Args:
-        rows: as `pack`, `unpacked_rows`, `text_rows` or `pairs.pack_pairs` gives them.
+        rows: as `pack`, `unpacked_rows` or `text_rows` gives them.
         batch_size: rows in a batch.
         seed: of the order, 0 or more.
         shuffle: whether each pass has an order of its own; otherwise the rows come as they are.
@@ -120,13 +120,10 @@ class ChatDataset(keras.utils.PyDataset):
         _check_at_least(0, step=step)
         number, within = divmod(step, self.batches_per_pass)
         chosen = self._row_order(number)[within * self.batch_size : (within + 1) * self.batch_size]
-        tokens, targets, weights, positions, segments = (self._take(array, chosen) for array in _arrays(self.rows))
+        x = {name: self._take(array, chosen) for name, array in self.rows.inputs.items()}
+        targets, weights = self._take(self.rows.targets, chosen), self._take(self.rows.weights, chosen)
         if self._noisy is not None:
-            tokens = self._with_noise(tokens, self._take(self._noisy, chosen), step)
-        x = {"tokens": tokens, "positions": positions, "segments": segments}
-        if (sources := self.rows.sources) is not None:
-            named = {"source": sources.tokens, "source_positions": sources.positions, "source_segments": sources.segments}
-            x |= {name: self._take(array, chosen) for name, array in named.items()}
+            x["tokens"] = self._with_noise(x["tokens"], self._take(self._noisy, chosen), step)
         if self.num_targets == self.rows.length:
             return x, np.where(weights != 0, targets, 0), weights
         # A stable sort of "not trained" brings the trained columns to the front in their order.
@@ -173,10 +170,6 @@ class ChatDataset(keras.utils.PyDataset):
         filled = np.zeros((self.batch_size, array.shape[1]), array.dtype)
         filled[: len(chosen)] = array[chosen]
         return filled
-
-
-def _arrays(rows: PackedRows) -> tuple[np.ndarray, ...]:
-    return rows.tokens, rows.targets, rows.weights, rows.positions, rows.segments
 
 
 def _check_at_least(least: int, **numbers: int | None) -> None:

@@ -70,6 +70,11 @@ class Conversation:
                 f"Received: {', '.join(roles) or 'no message'}. Reorder the messages."
             )
 
+    @property
+    def answers(self) -> list[str]:
+        """What the assistant says, the texts that are learnt."""
+        return [message.content for message in self.messages if message.role == "assistant"]
+
 
 @dataclass(frozen=True)
 class ReadResult:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from smolite.data.dialogues import ROLES, Conversation, Message, ReadResult, read_conversations
+from smolite.data.packing import Example, Fitted
 from smolite.data.sources import read_texts, resolve_dataset
 from smolite.text import Tokenizer
 
 __all__ = [
     "ChatTemplate",
     "Conversation",
-    "Fitted",
     "Message",
     "ReadResult",
     "fit_context",
@@ -185,18 +185,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Conversations that fit into a context, their `(ids, mask)`, and how many were cut.
-
-    `counts` has the keys `whole`, `shortened` and `dropped`.
-    """
-
-    conversations: list[Conversation]
-    examples: list[tuple[list[int], list[int]]]
-    counts: dict[str, int]
-
-
 def fit_context(
     conversations: Iterable[Conversation],
     tokenizer: Tokenizer,
@@ -235,7 +223,7 @@ def fit_context(
         counts[case] += 1
         if exchanges:
             kept.append(_leading_exchanges(conversation, exchanges) if case == "shortened" else conversation)
-            examples.append((ids[:end], mask[:end]))
+            examples.append(Example(ids[:end], mask[:end]))
     if not kept:
         raise ValueError(
             f"At least one conversation must fit into `context_length`. Received: {counts['dropped']:,} "

@@ -1,15 +1,14 @@
 from .likelihood import Evaluation as Evaluation
 from .likelihood import Trace as Trace
 from .likelihood import compile_with_xla as compile_with_xla
-from .likelihood import count_characters as count_characters
 from .likelihood import count_text_characters as count_text_characters
 from .likelihood import evaluate as evaluate
 from .likelihood import evaluate_examples as evaluate_examples
+from .likelihood import evaluate_pairs as evaluate_pairs
 from .likelihood import trace as trace
 from .likelihood import trace_at_once as trace_at_once
 from .likelihood import trace_examples as trace_examples
 from .pairs import PairScorer as PairScorer
 from .pairs import best_targets as best_targets
-from .pairs import evaluate_pairs as evaluate_pairs
 from .pairs import sentences as sentences
 from .pairs import spans as spans

@@ -13,7 +13,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from smolite.data import ChatDataset, ChatTemplate, Conversation, Example, Fitted, PackedRows, fit_context, pack
+from smolite.data import (
+    ChatDataset,
+    ChatTemplate,
+    Conversation,
+    Example,
+    PackedRows,
+    Pair,
+    fit_context,
+    fit_pairs,
+    pack,
+    row_lengths,
+)
 from smolite.generation import Engine, prefill_length
 from smolite.models import CausalLM, LanguageModel, token_nll
 from smolite.text import Tokenizer, composed_length
@@ -93,27 +104,48 @@ def evaluate(
         batch_size: rows of the context length scored at once.
     """
     fitted = fit_context(conversations, tokenizer, context_length=model.config.context_length, template=template)
-    return evaluate_examples(model, fitted.examples, count_characters(fitted), batch_size=batch_size)
+    return evaluate_examples(model, fitted.examples, fitted.num_characters, batch_size=batch_size)
 
 
-def evaluate_examples(model: CausalLM, examples: Sequence[Example], num_characters: int, *, batch_size: int = 16) -> Evaluation:
-    """Scores the trained tokens of rendered examples; see `evaluate`."""
-    longest = max(len(ids) for ids, _ in examples)
-    rows = pack(examples, min(model.config.context_length, max(longest, 128)))
+def evaluate_pairs(model: LanguageModel, pairs: Iterable[Pair], *, tokenizer: Tokenizer, batch_size: int = 16) -> Evaluation:
+    """Scores every target of `pairs`, of which what exceeds the context length is cut or dropped as in training.
+
+    Args:
+        model: an encoder-decoder; it is not changed.
+        pairs: held-out pairs.
+        tokenizer, batch_size: as in `evaluate`.
+    """
+    longest = model.config.context_length
+    fitted = fit_pairs(pairs, tokenizer, source_length=longest, target_length=longest)
+    return evaluate_examples(model, fitted.examples, fitted.num_characters, batch_size=batch_size)
+
+
+def evaluate_examples(
+    model: LanguageModel, examples: Sequence[Example], num_characters: int, *, batch_size: int = 16
+) -> Evaluation:
+    """Scores the trained tokens of examples, with or without sources; see `evaluate`."""
+    longest = max(max(len(each.ids), len(each.source)) for each in examples)
+    source_length, length = row_lengths(examples, min(model.config.context_length, max(longest, 128)))
+    rows = pack(examples, length, source_length=source_length)
     return evaluate_rows(model, rows, num_characters, batch_size=batch_size)
 
 
 def evaluate_rows(model: LanguageModel, rows: PackedRows, num_characters: int, *, batch_size: int = 16) -> Evaluation:
     """Scores the trained tokens of packed rows; see `evaluate`."""
-    dataset = ChatDataset(rows, min(batch_size, len(rows)), shuffle=False)
-    scorer = scorer_of(model)
-    everywhere = np.broadcast_to(np.arange(rows.length, dtype="int32"), (dataset.batch_size, rows.length))
-    nll = correct = 0.0
+    nll, correct = scores_of_rows(scorer_of(model), rows, batch_size=min(batch_size, len(rows))).sum(axis=0)
+    return Evaluation(float(nll), round(correct), int(rows.num_trained), num_characters)
+
+
+def scores_of_rows(scorer: keras.Model, rows: PackedRows, *, batch_size: int) -> np.ndarray:
+    """Nats and right guesses over the trained tokens of each row, float64 (rows, 2); of a `scorer_of` a model."""
+    dataset = ChatDataset(rows, batch_size, shuffle=False)
+    everywhere = np.broadcast_to(np.arange(rows.length, dtype="int32"), (batch_size, rows.length))
+    sums = []
     for inputs, targets, weights in (dataset[index] for index in range(len(dataset))):
+        # Where every place is trained, the batch names none; the scorer was built to be told.
         scores = scorer.predict_on_batch({"loss_at": everywhere, **inputs, "targets": targets})
-        nll += float(np.sum(scores[..., 0] * weights, dtype=np.float64))
-        correct += float(np.sum(scores[..., 1] * weights))
-    return Evaluation(nll, round(correct), int(rows.num_trained), num_characters)
+        sums.append(np.sum(scores * weights[..., None], axis=1, dtype="float64"))
+    return np.concatenate(sums)[: len(rows)]
 
 
 def scorer_of(model: LanguageModel) -> keras.Model:
@@ -131,12 +163,6 @@ def compile_with_xla() -> bool | str:
         return "auto"
     on_gpu = any("gpu" in device.lower() for device in keras.distribution.list_devices())
     return "auto" if on_gpu else False
-
-
-def count_characters(fitted: Fitted) -> int:
-    """Characters of all responses, plus one per response for its `<end>`."""
-    answers = [m.content for c in fitted.conversations for m in c.messages if m.role == "assistant"]
-    return sum(composed_length(answer) + 1 for answer in answers)
 
 
 def count_text_characters(texts: Iterable[str], tokenizer: Tokenizer) -> int:
@@ -182,12 +208,12 @@ def trace(
         conversations, tokenizer, template: as in `evaluate`.
     """
     fitted = fit_context(conversations, tokenizer, context_length=engine.context_length, template=template)
-    return trace_examples(engine, fitted.examples, count_characters(fitted))
+    return trace_examples(engine, fitted.examples, fitted.num_characters)
 
 
 def trace_examples(engine: Engine, examples: Sequence[Example], num_characters: int) -> Trace:
     """Feeds rendered examples through an engine, one token at a time, and scores the trained tokens; see `trace`."""
-    rows = [_trace_example(engine, ids, mask) for ids, mask in examples]
+    rows = [_trace_example(engine, each.ids, each.mask) for each in examples]
     nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
     return Trace(nll, predicted, targets, num_characters)
 
@@ -209,14 +235,14 @@ def trace_at_once(
     """
     fitted = fit_context(conversations, tokenizer, context_length=context_length, template=template)
     rows = []
-    for ids, mask in fitted.examples:
+    for ids, mask, _ in fitted.examples:
         tokens = np.zeros((1, prefill_length(len(ids) - 1, context_length)), "int32")
         tokens[0, : len(ids) - 1] = ids[:-1]  # nothing follows the last one
         columns = np.flatnonzero(mask)
         logits = ops.convert_to_numpy(model({"tokens": tokens}))[0, columns - 1]
         rows.append(_score(logits, np.asarray(ids)[columns]))
     nll, predicted, targets = (np.concatenate(column) for column in zip(*rows, strict=True))
-    return Trace(nll, predicted, targets, count_characters(fitted))
+    return Trace(nll, predicted, targets, fitted.num_characters)
 
 
 def _trace_example(engine: Engine, ids: Sequence[int], mask: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,12 +1,12 @@
 """How well targets fit a source: the likelihood that an encoder-decoder gives them, and what can be chosen by it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from smolite.data import ChatDataset, FittedPairs, Pair, fit_pairs, pack_pairs, row_lengths, unpacked_pairs
-from smolite.evaluation.likelihood import Evaluation, evaluate_rows, scorer_of
+from smolite.data import Example, Pair, fit_pairs, unpacked_rows
+from smolite.evaluation.likelihood import scorer_of, scores_of_rows
 from smolite.models import Seq2SeqLM
 from smolite.text import Tokenizer
 
@@ -38,25 +38,19 @@ class PairScorer:
         longest = self.model.config.context_length
         lengths = {"source_length": longest, "target_length": longest}
         fitted = fit_pairs([Pair(source, target) for target in targets], self.tokenizer, **lengths)
-        if len(fitted.pairs) < len(targets):
+        if len(fitted.kept) < len(targets):
             raise ValueError(
                 f"Every target must have less than {longest} tokens, the context length. Received: "
-                f"{len(targets) - len(fitted.pairs)} that are longer. Split them."
+                f"{len(targets) - len(fitted.kept)} that are longer. Split them."
             )
-        return self._score(fitted)
+        return self._score(fitted.examples)
 
-    def _score(self, fitted: FittedPairs) -> np.ndarray:
+    def _score(self, examples: Sequence[Example]) -> np.ndarray:
         most = self.model.config.context_length
-        widths = [max(len(example[side]) - side for example in fitted.examples) for side in (0, 1)]
+        widths = max(len(each.source) for each in examples), max(len(each.ids) - 1 for each in examples)
         source_length, length = (min(-(-width // _STEP) * _STEP, most) for width in widths)
-        rows = unpacked_pairs(fitted.examples, length, source_length=source_length)
-        dataset = ChatDataset(rows, self.batch_size, shuffle=False)
-        nll = []
-        for inputs, targets, weights in (dataset[index] for index in range(len(dataset))):
-            places = np.broadcast_to(np.arange(length, dtype="int32"), (self.batch_size, length))
-            scores = self._scorer.predict_on_batch({"loss_at": places, **inputs, "targets": targets})
-            nll.append(np.sum(scores[..., 0] * weights, axis=1, dtype="float64"))
-        return np.concatenate(nll)[: len(rows)]
+        rows = unpacked_rows(examples, length, source_length=source_length)
+        return scores_of_rows(self._scorer, rows, batch_size=self.batch_size)[:, 0]
 
 
 def best_targets(scorer: PairScorer, source: str, candidates: Sequence[str], *, count: int = 1) -> list[str]:
@@ -89,19 +83,3 @@ def spans(text: str, *, most_words: int) -> list[str]:
             for last in range(first + 1, min(first + most_words, len(words)) + 1):
                 found[" ".join(words[first:last]).strip(".,!?。！？…\"'“”‘’()")] = None
     return [span for span in found if span]
-
-
-def evaluate_pairs(model: Seq2SeqLM, pairs: Iterable[Pair], *, tokenizer: Tokenizer, batch_size: int = 16) -> Evaluation:
-    """Scores every target of `pairs`.
-
-    Args:
-        model: the model; it is not changed.
-        pairs: held-out pairs; what exceeds the context length is cut or dropped as in training.
-        tokenizer: the model's.
-        batch_size: rows scored at once; each holds several pairs.
-    """
-    longest = model.config.context_length
-    fitted = fit_pairs(pairs, tokenizer, source_length=longest, target_length=longest)
-    source_length, length = row_lengths(fitted.examples, min(longest, 128))
-    rows = pack_pairs(fitted.examples, length, source_length=source_length)
-    return evaluate_rows(model, rows, fitted.num_characters, batch_size=batch_size)

@@ -3,51 +3,20 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from smolite.checkpoint import Run, load, save
-from smolite.data import (
-    ChatDataset,
-    ChatTemplate,
-    Conversation,
-    Message,
-    PackedRows,
-    fit_context,
-    pack,
-    read_conversations,
-    read_documents,
-    resolve_dataset,
-    text_rows,
-)
-from smolite.evaluation import count_characters, count_text_characters
-from smolite.models import LanguageModel
+from smolite.data import ChatDataset, ChatTemplate
 from smolite.text import Tokenizer
 from smolite.training import callbacks, progress
 from smolite.training.compilation import compile_for_training
+from smolite.training.materials import Dialogues, Form, Material, Pairs, Split, Texts
 from smolite.training.options import TrainingOptions
-from smolite.training.samples import SAMPLES, sample_engine, sample_replies, sample_texts
 from smolite.training.starts import check_parent, check_request, continued_model, new_model, origin
 from smolite.training.workplace import Workplace
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows to train on and to validate on, and what their trained tokens stand for.
-
-    Args:
-        rows: training rows.
-        validation: validation rows, or None.
-        validation_characters: characters of the validation's trained text.
-        questions: beginnings of dialogues, up to a user turn, that sample replies are shown for.
-    """
-
-    rows: PackedRows
-    validation: PackedRows | None = None
-    validation_characters: int = 0
-    questions: Sequence[Sequence[Message]] = ()
 
 
 def pretrain(
@@ -83,29 +52,9 @@ def pretrain(
         FileExistsError: `out` exists.
         ValueError: a file cannot be used, or `start` and `tokenizer` are both given; the message says where and why.
     """
-    options = options or TrainingOptions()
-    check_request(options, start=start, tokenizer=tokenizer, preset=preset, validation=validation)
-    workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     names = [texts] if isinstance(texts, str | Path) else list(texts)
-    documents = [text for name in names for text in read_documents(resolve_dataset(name))]
-    held_out = read_documents(resolve_dataset(validation)) if validation else []
-    if start:
-        model, known, template = _continued(start, options)
-    else:
-        known, template = workplace.tokenizer(tokenizer, documents, preset=preset), ChatTemplate()
-        model = new_model(preset, vocab_size=known.vocab_size, options=options)
-    split = Split(text_rows(documents, known, length=options.sequence_length))
-    if held_out:
-        rows = text_rows(held_out, known, length=options.sequence_length)
-        split = Split(split.rows, rows, count_text_characters(held_out, known))
-    recipe = {"verb": "pretrain", "dataset": [str(name) for name in names], "validation": str(validation or "")}
-    recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
-    made = {**recipe, "options": options.to_dict()}
-    run = Run.from_parts(out, model=model, tokenizer=known, template=template, recipe=made)
-    engine = sample_engine(model, sequence_length=options.sequence_length)
-    return train_run(
-        run, split, workplace, options=options, sample=lambda: sample_texts(engine, run, (held_out or documents)[:SAMPLES])
-    )
+    given: dict[str, Any] = {"validation": validation, "start": start, "tokenizer": tokenizer, "preset": preset}
+    return train(Texts(), names, out, **given, options=options, resume=resume, overwrite=overwrite)
 
 
 def finetune(
@@ -138,64 +87,78 @@ def finetune(
         FileExistsError: `out` exists.
         ValueError: a file cannot be used, or `start` and `tokenizer` are both given; the message says where and why.
     """
+    given: dict[str, Any] = {"validation": validation, "start": start, "tokenizer": tokenizer, "preset": preset}
+    return train(Dialogues(), dialogues, out, **given, options=options, resume=resume, overwrite=overwrite)
+
+
+def train_pairs(
+    pairs: str | Path,
+    out: str | Path,
+    *,
+    validation: str | Path | None = None,
+    start: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    preset: str = "smolite-small",
+    options: TrainingOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Trains an encoder-decoder to write the target of each source: a translation, a summary, an answer, a reply.
+
+    Args:
+        pairs: a file for `read_pairs`, `sample-pairs`, or `owner/name:file` on the hub.
+        out: the run directory to make.
+        validation: held-out pairs of the same form.
+        start: a run of this recipe to start from. Default: a new model.
+        tokenizer: of a new model: a tokenizer or its `.model` file. Default: one is trained on sources and targets.
+        preset: shape of a new model; one without an encoder gets one as deep as its decoder.
+        options: settings of the training. Sources and targets share rows of up to `sequence_length` tokens on either side.
+        resume, overwrite: as in `pretrain`.
+
+    Returns:
+        The run, as saved in `out`, with the weights of the best validation.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: a file or `start` cannot be used; the message says where and why.
+    """
+    given: dict[str, Any] = {"validation": validation, "start": start, "tokenizer": tokenizer, "preset": preset}
+    return train(Pairs(), pairs, out, **given, options=options, resume=resume, overwrite=overwrite)
+
+
+def train(
+    material: Material,
+    dataset: Any,
+    out: str | Path,
+    *,
+    validation: str | Path | None = None,
+    start: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    preset: str = "smolite-small",
+    options: TrainingOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Trains a model on any material; arguments and errors as in `finetune`."""
     options = options or TrainingOptions()
     check_request(options, start=start, tokenizer=tokenizer, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
-    conversations = _read(dialogues)
-    held_out = _read(validation) if validation else []
+    items = material.read(dataset)
+    held_out = material.read(validation) if validation else []
     if start:
-        model, known, template = _continued(start, options)
+        parent = load(start)
+        check_parent(parent, has_encoder=material.has_encoder)
+        model, known, template = continued_model(parent.model, options), parent.tokenizer, parent.template
     else:
-        texts = [message.content for conversation in conversations for message in conversation.messages]
-        known, template = workplace.tokenizer(tokenizer, texts, preset=preset), ChatTemplate()
-        model = new_model(preset, vocab_size=known.vocab_size, options=options)
-    # A hub's base model has no template of its own.
-    template = template or ChatTemplate()
-    split = split_of_dialogues(conversations, held_out, tokenizer=known, template=template, length=options.sequence_length)
-    recipe = {"verb": "finetune", "dataset": str(dialogues), "validation": str(validation or "")}
-    recipe |= origin(start=start, preset=preset, tokenizer=tokenizer)
-    made = {**recipe, "options": options.to_dict()}
-    run = Run.from_parts(out, model=model, tokenizer=known, template=template, recipe=made)
-    engine = sample_engine(model, sequence_length=options.sequence_length)
-    return train_run(run, split, workplace, options=options, sample=lambda: sample_replies(engine, run, split.questions))
-
-
-def _continued(start: str | Path, options: TrainingOptions) -> tuple[LanguageModel, Tokenizer, ChatTemplate | None]:
-    """The model of a run to start from, with its tokenizer and template."""
-    parent = load(start)
-    check_parent(parent, has_encoder=False)
-    return continued_model(parent.model, options), parent.tokenizer, parent.template
-
-
-def split_of_dialogues(
-    conversations: Sequence[Conversation],
-    held_out: Sequence[Conversation],
-    *,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    length: int,
-) -> Split:
-    """Renders and packs dialogues into rows of `length` tokens; what does not fit is cut as in `fit_context`."""
-    fitted = fit_context(conversations, tokenizer, context_length=length, template=template)
-    rows = pack(fitted.examples, length)
-    counts = ", ".join(f"{count:,} {case}" for case, count in fitted.counts.items() if count)
-    print(f"{counts} dialogues → {len(rows):,} rows of {length}, {rows.fill:.0%} full, {rows.num_trained:,} trained tokens")
-    if not held_out:
-        return Split(rows, questions=_questions(fitted.conversations))
-    fitted = fit_context(held_out, tokenizer, context_length=length, template=template)
-    return Split(rows, pack(fitted.examples, length), count_characters(fitted), _questions(fitted.conversations))
-
-
-def _questions(conversations: Sequence[Conversation]) -> list[Sequence[Message]]:
-    """The first user turn of the first few conversations, with the system turn before it."""
-    messages = [conversation.messages for conversation in conversations[:SAMPLES]]
-    return [turns[: 1 + [turn.role for turn in turns].index("user")] for turns in messages]
-
-
-def _read(dialogues: str | Path) -> list[Conversation]:
-    result = read_conversations(resolve_dataset(dialogues))
-    print(result.summary())
-    return result.conversations
+        known, template = workplace.tokenizer(tokenizer, material.texts(items), preset=preset), ChatTemplate()
+        model = new_model(preset, vocab_size=known.vocab_size, options=options, has_encoder=material.has_encoder)
+    template = material.template(template)
+    split = material.split(items, held_out, Form(known, template, options.sequence_length))
+    names = [str(name) for name in dataset] if isinstance(dataset, list) else str(dataset)
+    recipe: dict[str, Any] = {"verb": material.verb, "dataset": names, "validation": str(validation or "")}
+    recipe |= {**origin(start=start, preset=preset, tokenizer=tokenizer), "options": options.to_dict()}
+    run = Run.from_parts(out, model=model, tokenizer=known, template=template, recipe=recipe)
+    return train_run(run, split, workplace, options=options, sample=material.sampler(run, split, options))
 
 
 def train_run(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:

@@ -30,3 +30,10 @@ def sample_replies(engine: Engine, run: Run, dialogues: Sequence[Sequence[Messag
     """What `engine` answers, greedily, with the run's tokenizer and template, as lines of `user → answer`."""
     settings: dict[str, Any] = {"tokenizer": run.tokenizer, "template": run.template, "max_new_tokens": SAMPLE_TOKENS}
     return "\n".join(f"  {turns[-1].content} → {reply(engine, turns, **settings)}" for turns in dialogues)
+
+
+def sample_targets(engine: Engine, run: Run, sources: Sequence[str]) -> str:
+    """What `engine` writes, greedily, for each source, as lines of `source → target`."""
+    prompts = [run.tokenizer.encode(source)[: engine.context_length] for source in sources]
+    targets = generate(engine, prompts, max_new_tokens=SAMPLE_TOKENS, stop_ids=(run.tokenizer.end_id,))
+    return "\n".join(f"  {source} → {run.tokenizer.decode(ids)}" for source, ids in zip(sources, targets, strict=True))

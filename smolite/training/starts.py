@@ -11,13 +11,15 @@ from smolite.text import Tokenizer
 from smolite.training.options import TrainingOptions
 
 
-def new_model(
-    preset: str, *, vocab_size: int, options: TrainingOptions, num_encoder_layers: int | None = None
-) -> LanguageModel:
-    """A model with random weights, drawn from the seed in `options`."""
-    changes = {"dropout": options.dropout, "num_encoder_layers": num_encoder_layers}
-    given = {name: value for name, value in changes.items() if value is not None}
-    config = ModelConfig.from_preset(preset, vocab_size=vocab_size, **given)
+def new_model(preset: str, *, vocab_size: int, options: TrainingOptions, has_encoder: bool = False) -> LanguageModel:
+    """A model with random weights, drawn from the seed in `options`; with an encoder where one is asked for.
+
+    A preset without an encoder gets one as deep as its decoder.
+    """
+    config = ModelConfig.from_preset(preset, vocab_size=vocab_size)
+    depth = config.num_encoder_layers or config.num_layers * has_encoder
+    dropout = config.dropout if options.dropout is None else options.dropout
+    config = dataclasses.replace(config, dropout=dropout, num_encoder_layers=depth)
     keras.utils.set_random_seed(options.seed)
     return new_language_model(checked_length(config, options), dtype=options.dtype)
 
@@ -70,7 +72,7 @@ def check_parent(parent: Run, *, has_encoder: bool) -> None:
     Raises:
         ValueError: it has an encoder and should not, or the other way round.
     """
-    if (parent.model.config.num_encoder_layers > 0) != has_encoder:
+    if parent.config.has_encoder != has_encoder:
         wanted, verb = ("with", "finetune") if has_encoder else ("without", "pairs")
         raise ValueError(
             f"`start` must be a run of a model {wanted} an encoder. Received: {parent.path}. Start from another, or from none; "

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from smolite.data.packing import Example
 from smolite.data.template import ChatTemplate, Conversation, Message, fit_context, read_conversations, show
 
 START, END, SEP, FIRST = 2, 3, 4, 5
@@ -52,7 +53,7 @@ def test_the_example_of_the_docstring():
     assert TEMPLATE.render(talk("hi", "yo"), words) == ([2, 7, 8, 4, 9, 3], [0, 0, 0, 0, 1, 1])
     assert TEMPLATE.prompt([Message("user", "hi")], words) == [2, 7, 8, 4]
     fitted = fit_context([talk("hi", "yo", "hi", "yo")], words, context_length=8)
-    assert fitted.examples == [([2, 7, 8, 4, 9, 3], [0, 0, 0, 0, 1, 1])]
+    assert fitted.examples == [Example([2, 7, 8, 4, 9, 3], [0, 0, 0, 0, 1, 1])]
 
 
 def test_system_and_further_turns():
@@ -176,8 +177,8 @@ def test_conversations_are_cut_to_whole_exchanges():
     short, long = talk("a", "b"), talk("a", "b", "c", "d", "e", "f" * 9, system="s")
     for context_length, turns in [(25, 7), (24, 5), (12, 5), (11, 3), (7, 3)]:
         fitted = fit_context([short, long], BYTES, context_length=context_length)
-        assert [len(one.messages) for one in fitted.conversations] == [2, turns]
-        assert fitted.examples == [TEMPLATE.render(one, BYTES) for one in fitted.conversations]
+        assert [len(one.messages) for one in fitted.kept] == [2, turns]
+        assert fitted.examples == [Example(*TEMPLATE.render(one, BYTES)) for one in fitted.kept]
         assert fitted.counts == {"whole": 1 + (turns == 7), "shortened": int(turns < 7), "dropped": 0}
     assert fit_context([short, long], BYTES, context_length=6).counts == {
         "whole": 1,

@@ -15,7 +15,6 @@ from smolite.data.template import ChatTemplate, Conversation, Message, fit_conte
 from smolite.evaluation.likelihood import (
     Evaluation,
     TokenScore,
-    count_characters,
     count_text_characters,
     evaluate,
     evaluate_examples,
@@ -41,7 +40,7 @@ def by_numpy():
     """Nats, hits and targets of all trained tokens, in order, each dialogue alone in a row; and characters by hand."""
     nats, predicted, targets, characters = [], [], [], 0
     fitted = fit_context(DIALOGUES, tokenizer(), context_length=CONFIG.context_length)
-    for ids, mask in fitted.examples:
+    for ids, mask, _ in fitted.examples:
         logits = forward(CONFIG, random_weights(CONFIG), ids[:-1])
         for place in range(1, len(ids)):
             if mask[place]:
@@ -49,7 +48,7 @@ def by_numpy():
                 nats.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[ids[place]])
                 predicted.append(int(row.argmax()))
                 targets.append(ids[place])
-    for dialogue in fitted.conversations:
+    for dialogue in fitted.kept:
         characters += sum(len(m.content) + 1 for m in dialogue.messages if m.role == "assistant")
     return np.array(nats), np.array(predicted), np.array(targets), characters
 
@@ -67,13 +66,13 @@ def test_the_figures_by_hand():
 def test_characters_are_those_of_answers_and_one_for_each_end():
     turns = [("system", "길게 말해요"), ("user", "안녕?"), ("assistant", "네"), ("user", "뭐 해요"), ("assistant", "밥 먹어")]
     dialogue = Conversation(tuple(Message(role, text) for role, text in turns))
-    assert count_characters(fit_context([dialogue], tokenizer(), context_length=64)) == (1 + 1) + (4 + 1)
+    assert fit_context([dialogue], tokenizer(), context_length=64).num_characters == (1 + 1) + (4 + 1)
 
 
 def test_characters_are_composed_however_a_file_spells_them():
     turns = [Message("user", "안녕?"), Message("assistant", unicodedata.normalize("NFD", "밥 먹어"))]
     assert len(turns[1].content) == 9
-    assert count_characters(fit_context([Conversation(tuple(turns))], tokenizer(), context_length=64)) == 4 + 1
+    assert fit_context([Conversation(tuple(turns))], tokenizer(), context_length=64).num_characters == 4 + 1
 
 
 def test_characters_of_text_leave_out_the_first_token_which_nothing_predicts():

@@ -9,7 +9,8 @@ import pytest
 from tiny import TINY
 
 from smolite.data.dataset import ChatDataset
-from smolite.data.pairs import fit_pairs, pack_pairs, read_pairs, row_lengths
+from smolite.data.packing import pack, row_lengths
+from smolite.data.pairs import fit_pairs, read_pairs
 from smolite.data.sources import resolve_dataset
 from smolite.models.seq2seq_lm import Seq2SeqLM
 from smolite.text.sentencepiece_model import train_model
@@ -40,7 +41,7 @@ def test_a_model_that_reads_its_source_learns_what_one_without_cannot():
     pieces = Tokenizer(train_model(texts, vocab_size=1600, model_type="bpe", character_coverage=1.0))
     examples = fit_pairs(pairs, pieces, source_length=64, target_length=64).examples
     source_length, length = row_lengths(examples, 64)
-    rows = pack_pairs(examples, length, source_length=source_length)
+    rows = pack(examples, length, source_length=source_length)
     losses = {cut: final_loss(rows, pieces.vocab_size, epochs=40, cut=cut) for cut in (False, True)}
     floor = math.log(len(pairs)) * len(pairs) / rows.num_trained
     print(f"{losses[False]:.3f} with the source, {losses[True]:.3f} without, {floor:.3f} is the least without")

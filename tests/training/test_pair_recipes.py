@@ -15,7 +15,8 @@ from smolite.cli import parser as cli
 from smolite.data.pairs import read_pairs
 from smolite.data.sources import resolve_dataset
 from smolite.data.template import ChatTemplate, Message
-from smolite.evaluation.pairs import PairScorer, best_targets, evaluate_pairs, sentences, spans
+from smolite.evaluation.likelihood import evaluate_pairs
+from smolite.evaluation.pairs import PairScorer, best_targets, sentences, spans
 from smolite.generation.replies import fit_source, reply
 from smolite.generation.sampling import GREEDY
 from smolite.generation.seq2seq_engine import Seq2SeqEngine, engine_for_model
@@ -24,9 +25,9 @@ from smolite.models.seq2seq_lm import Seq2SeqLM
 from smolite.serving.talker import Talker
 from smolite.text.sentencepiece_model import train_model
 from smolite.text.tokenizer import Tokenizer
-from smolite.training.fit import finetune
+from smolite.training.fit import finetune, train_pairs
 from smolite.training.options import TrainingOptions
-from smolite.training.pairs import encoder_depth, train_pairs
+from smolite.training.starts import new_model
 
 OPTIONS = TrainingOptions(epochs=2, batch_size=16, sequence_length=48, learning_rate=5e-3)
 
@@ -132,7 +133,8 @@ def test_what_the_recipe_and_the_run_directory_refuse(trained, tmp_path):
         train_pairs("sample-pairs", tmp_path / "out", preset="tiny", options=TrainingOptions(sequence_length=65))
     with pytest.raises(ValueError, match="An encoder-decoder has no chat template"):
         checkpoint.save(tmp_path / "run", trained[0].model, tokenizer(), template=ChatTemplate())
-    assert encoder_depth("smolite-medium") == 9
+    deep = new_model("smolite-medium", vocab_size=64, options=OPTIONS, has_encoder=True)
+    assert deep.config.num_encoder_layers == 9
 
 
 def test_scores_are_those_of_the_whole_set_and_choose_by_character(trained):

@@ -13,12 +13,13 @@ from tiny import TINY, conversations, tokenizer, write_dialogues
 from smolite.checkpoint import run as checkpoint
 from smolite.data.packing import pack
 from smolite.data.template import Conversation, Message, fit_context
-from smolite.evaluation.likelihood import count_characters, evaluate_examples
+from smolite.evaluation.likelihood import evaluate_examples
 from smolite.generation.keras_engine import KerasEngine
 from smolite.models.config import PRESETS
 from smolite.text.tokenizer import vocabulary_for
-from smolite.training.fit import finetune, pretrain, sample_texts
+from smolite.training.fit import finetune, pretrain
 from smolite.training.options import TrainingOptions
+from smolite.training.samples import sample_texts
 from smolite.training.starts import new_model
 from smolite.training.workplace import Workplace
 
@@ -91,7 +92,7 @@ def test_log_and_curve(finetuned):
 def test_the_logged_bits_per_character_are_those_of_evaluate(finetuned):
     run, _ = finetuned
     fitted = fit_context(HELD_OUT, tokenizer(), context_length=48)
-    result = evaluate_examples(run.model, fitted.examples, count_characters(fitted))
+    result = evaluate_examples(run.model, fitted.examples, fitted.num_characters)
     assert run.recipe["log"][1]["val_bits_per_character"] == pytest.approx(result.bits_per_character, rel=1e-4)
     assert run.recipe["log"][1]["val_accuracy"] == pytest.approx(result.accuracy, abs=1e-5)
 
@@ -103,7 +104,7 @@ def test_what_was_cut_is_counted_and_samples_are_printed(finetuned):
     rows = pack(fitted.examples, 48)
     assert f" {fitted.counts['dropped']} dropped dialogues → {len(rows)} rows of 48" in printed
     assert f"{rows.num_trained:,} trained tokens" in printed
-    shown = fit_context(HELD_OUT, tokenizer(), context_length=48).conversations[:3]
+    shown = fit_context(HELD_OUT, tokenizer(), context_length=48).kept[:3]
     assert len(shown) > 1 and LONG not in shown
     assert [printed.count(f"  {dialogue.messages[1].content} → ") for dialogue in shown] == [OPTIONS.epochs] * len(shown)
 

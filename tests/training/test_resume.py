@@ -13,7 +13,7 @@ from tiny import TINY, conversations, tokenizer, write_dialogues
 from smolite import files
 from smolite.checkpoint.run import load
 from smolite.data.template import fit_context
-from smolite.evaluation.likelihood import count_characters, evaluate_examples
+from smolite.evaluation.likelihood import evaluate_examples
 from smolite.models.config import PRESETS
 from smolite.training.fit import finetune
 from smolite.training.options import TrainingOptions
@@ -106,7 +106,7 @@ def held_out_bits(folder):
     """Bits per character of the saved weights on the validation's dialogues, and those in the log."""
     fitted = fit_context(conversations()[40:44], tokenizer(), context_length=48)
     run = load(folder / "run")
-    result = evaluate_examples(run.model, fitted.examples, count_characters(fitted))
+    result = evaluate_examples(run.model, fitted.examples, fitted.num_characters)
     return result.bits_per_character, [row["val_bits_per_character"] for row in run.recipe["log"]]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from smolite.checkpoint import Run
 from smolite.data import Example, fit_context, read_conversations, read_documents
-from smolite.evaluation import Trace, count_characters, count_text_characters, trace_examples
+from smolite.evaluation import Trace, count_text_characters, trace_examples
 from smolite.generation import Engine, generate
 
 MOST_PROMPTS, MOST_TOKENS = 20, 64  # greedy answers, and ids in each
@@ -57,11 +57,11 @@ def read_sample(run: Run, *, dialogues: str | Path, text: str | Path, count: int
     if template:
         spoken = read_conversations(dialogues).conversations[:count]
         fitted = fit_context(spoken, pieces, context_length=slots, template=template)
-        prompts = [ids[: list(mask).index(1)] for ids, mask in fitted.examples]
+        prompts = [list(ids[: list(mask).index(1)]) for ids, mask, _ in fitted.examples]
     return Sample(
         dialogues=fitted.examples if fitted else (),
-        dialogue_characters=count_characters(fitted) if fitted else 0,
-        texts=[(ids, [0, *[1] * (len(ids) - 1)]) for _, ids in texts],
+        dialogue_characters=fitted.num_characters if fitted else 0,
+        texts=[Example(ids, [0, *[1] * (len(ids) - 1)]) for _, ids in texts],
         text_characters=count_text_characters([line for line, _ in texts], pieces),
         prompts=prompts[:MOST_PROMPTS],
         stop_id=pieces.markers[template.stop] if template else pieces.end_id,
