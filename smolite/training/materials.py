@@ -140,7 +140,7 @@ class Dialogues(Material):
     def split(self, items: Sequence[Conversation], held_out: Sequence[Conversation], form: Form) -> Split:
         """Rows of rendered dialogues, which are shortened as in `fit_context`."""
 
-        def fitted(conversations):
+        def fitted(conversations: Sequence[Conversation]) -> Fitted:
             return fit_context(conversations, form.tokenizer, context_length=form.length, template=form.template)
 
         return split_of(fitted(items), fitted(held_out) if held_out else None, longest=form.length, what="dialogues")
