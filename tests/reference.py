@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops
 
 from smolite.checkpoint.weights import assign_weights
-from smolite.models.causal_lm import CausalLM
 from smolite.models.config import ModelConfig
+from smolite.models.seq2seq_lm import new_language_model
 
 # Sizes that tell apart what the usual ones confuse: query and key/value heads, head_dim and hidden/heads.
 AWKWARD_CONFIGS = {
@@ -52,6 +52,35 @@ AWKWARD_CONFIGS = {
 }
 # Learned positions with a norm after the embedding, as an encoder-decoder has them, for a decoder alone.
 LEARNED_POSITIONS = dataclasses.replace(AWKWARD_CONFIGS["grouped"], positions="learned", embedding_norm=True)
+# Encoder and decoder are not equally deep.
+PAIR_CONFIGS = {
+    "grouped": ModelConfig(
+        vocab_size=97,
+        num_layers=2,
+        num_query_heads=6,
+        num_key_value_heads=2,
+        hidden_dim=42,
+        intermediate_dim=56,
+        head_dim=12,
+        context_length=24,
+        rope_theta=50_000.0,
+        num_encoder_layers=1,
+    ),
+    "learned": ModelConfig(
+        vocab_size=61,
+        num_layers=1,
+        num_query_heads=5,
+        num_key_value_heads=1,
+        hidden_dim=35,
+        intermediate_dim=47,
+        head_dim=6,
+        context_length=24,
+        norm_epsilon=1e-3,
+        positions="learned",
+        embedding_norm=True,
+        num_encoder_layers=2,
+    ),
+}
 
 
 def rms_norm(x, scale, epsilon):
@@ -80,19 +109,27 @@ def rope(head, positions, theta):
     return np.concatenate(turned, axis=-1)
 
 
-def attention(x, w, config, positions, segments):
-    """(T, D) → (T, D), one head after the other; `w` maps "q", "k", "v", "o" to weights."""
+def attention(x, w, config, positions, visible, *, read=None):
+    """Tokens x (T, D) attend to themselves or to `read` (S, D), one head after the other, where `visible` (T, S) says so.
+
+    `w` maps "q", "k", "v", "o" to weights. What is read beside the tokens has no positions.
+    """
     size, groups = config.head_dim, config.num_query_heads // config.num_key_value_heads
-    visible = np.tril(np.ones((len(x), len(x)), bool)) & (segments[:, None] == segments[None, :])
+    turns, read = config.positions == "rotary" and read is None, x if read is None else read
     heads = []
     for h in range(config.num_query_heads):
         kv = slice(h // groups * size, (h // groups + 1) * size)
-        query, key = x @ w["q"][h * size : (h + 1) * size].T, x @ w["k"][kv].T
-        if config.positions == "rotary":
+        query, key = x @ w["q"][h * size : (h + 1) * size].T, read @ w["k"][kv].T
+        if turns:
             query, key = (rope(each, positions, config.rope_theta) for each in (query, key))
         scores = np.where(visible, query @ key.T / np.sqrt(size), -np.inf)
-        heads.append(softmax(scores) @ (x @ w["v"][kv].T))
+        heads.append(softmax(scores) @ (read @ w["v"][kv].T))
     return np.concatenate(heads, axis=-1) @ w["o"].T
+
+
+def causal(segments):
+    """(T, T): a token sees those of its own segment up to itself."""
+    return np.tri(len(segments), dtype=bool) & (segments[:, None] == segments[None, :])
 
 
 def swiglu(x, w):
@@ -101,38 +138,52 @@ def swiglu(x, w):
     return (gate / (1 + np.exp(-gate)) * (x @ w["up"].T)) @ w["down"].T
 
 
-def block(x, weights, i, config, positions, segments):
-    """Decoder block `i`: x + attention(norm(x)), then x + swiglu(norm(x))."""
-    layer = f"model.layers.{i}."
-    attn = {name: weights[f"{layer}self_attn.{name}_proj.weight"] for name in "qkvo"}
-    mlp = {name: weights[f"{layer}mlp.{name}_proj.weight"] for name in ("gate", "up", "down")}
-    normed = rms_norm(x, weights[layer + "input_layernorm.weight"], config.norm_epsilon)
-    x = x + attention(normed, attn, config, positions, segments)
-    normed = rms_norm(x, weights[layer + "post_attention_layernorm.weight"], config.norm_epsilon)
-    return x + swiglu(normed, mlp)
+def block(x, weights, layer, config, positions, visible, encoded=None):
+    """The block whose weights begin with `layer`: attention, perhaps over what is `encoded`, too, and SwiGLU, added."""
+
+    def normed(name):
+        return rms_norm(x, weights[f"{layer}.{name}_layernorm.weight"], config.norm_epsilon)
+
+    def of(kind, names):
+        return {name: weights[f"{layer}.{kind}.{name}_proj.weight"] for name in names}
+
+    x = x + attention(normed("input"), of("self_attn", "qkvo"), config, positions, visible)
+    if encoded is not None:
+        everything = np.ones((len(x), len(encoded)), bool)
+        x = x + attention(normed("cross_attn"), of("cross_attn", "qkvo"), config, positions, everything, read=encoded)
+    return x + swiglu(normed("post_attention"), of("mlp", ("gate", "up", "down")))
 
 
-def forward(config, weights, tokens, *, positions=None, segments=None):
-    """Logits (T, V) of one row of T tokens."""
-    weights = {name: np.asarray(value, "float64") for name, value in weights.items()}
-    positions = np.arange(len(tokens)) if positions is None else np.asarray(positions)
-    segments = np.zeros(len(tokens), int) if segments is None else np.asarray(segments)
+def stack(config, weights, side, tokens, positions, visible, encoded=None):
+    """The embedding, all blocks of a side and the norm after them: `side` is "encoder.", "decoder." or "", a decoder alone."""
     x = weights["model.embed_tokens.weight"][np.asarray(tokens)]
     if config.positions == "learned":
         x = x + weights["model.embed_positions.weight"][positions]
     if config.embedding_norm:
         x = layer_norm(x, weights["model.embed_norm.weight"], weights["model.embed_norm.bias"], config.norm_epsilon)
-    for i in range(config.num_layers):
-        x = block(x, weights, i, config, positions, segments)
-    x = rms_norm(x, weights["model.norm.weight"], config.norm_epsilon)
+    for i in range(config.num_encoder_layers if side == "encoder." else config.num_layers):
+        x = block(x, weights, f"model.{side}layers.{i}", config, positions, visible, encoded)
+    return rms_norm(x, weights[f"model.{side}norm.weight"], config.norm_epsilon)
+
+
+def forward(config, weights, tokens, *, source=None, positions=None, segments=None):
+    """Logits (T, V) of one row of T tokens, of an encoder-decoder after a source of N."""
+    weights = {name: np.asarray(value, "float64") for name, value in weights.items()}
+    positions = np.arange(len(tokens)) if positions is None else np.asarray(positions)
+    segments = np.zeros(len(tokens), int) if segments is None else np.asarray(segments)
+    side, encoded = "", None
+    if source is not None:
+        everything = np.ones((len(source), len(source)), bool)
+        side, encoded = "decoder.", stack(config, weights, "encoder.", source, np.arange(len(source)), everything)
+    x = stack(config, weights, side, tokens, positions, causal(segments), encoded)
     return x @ weights["model.embed_tokens.weight"].T
 
 
-def greedy(config, weights, prompt, *, steps):
+def greedy(config, weights, prompt, *, steps, source=None):
     """The `steps` ids that follow `prompt`, always the likeliest: after [5, 6] perhaps [9, 4]."""
     ids = list(prompt)
     for _ in range(steps):
-        ids.append(int(np.argmax(forward(config, weights, ids)[-1])))
+        ids.append(int(np.argmax(forward(config, weights, ids, source=source)[-1])))
     return ids[len(prompt) :]
 
 
@@ -145,13 +196,17 @@ def tensor_shapes(config):
         shapes["model.embed_positions.weight"] = (config.context_length, d)
     if config.embedding_norm:
         shapes |= {"model.embed_norm.weight": (d,), "model.embed_norm.bias": (d,)}
-    for i in range(config.num_layers):
-        attn = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
-        mlp = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
-        shapes |= {f"model.layers.{i}.self_attn.{name}.weight": shape for name, shape in attn.items()}
-        shapes |= {f"model.layers.{i}.mlp.{name}.weight": shape for name, shape in mlp.items()}
-        shapes |= {f"model.layers.{i}.{n}_layernorm.weight": (d,) for n in ("input", "post_attention")}
-    return {**shapes, "model.norm.weight": (d,)}
+    projections = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}
+    pair = [("encoder.", config.num_encoder_layers), ("decoder.", config.num_layers)]
+    for side, count in pair if config.num_encoder_layers else [("", config.num_layers)]:
+        kinds = ["self_attn", "cross_attn"] if side == "decoder." else ["self_attn"]
+        norms = ["input", "post_attention", "cross_attn"][: 1 + len(kinds)]
+        for layer in (f"model.{side}layers.{i}" for i in range(count)):
+            shapes |= {f"{layer}.{kind}.{n}_proj.weight": shape for kind in kinds for n, shape in projections.items()}
+            shapes |= {f"{layer}.mlp.{n}_proj.weight": (f, d) for n in ("gate", "up")}
+            shapes |= {f"{layer}.mlp.down_proj.weight": (d, f)} | {f"{layer}.{n}_layernorm.weight": (d,) for n in norms}
+        shapes[f"model.{side}norm.weight"] = (d,)
+    return shapes
 
 
 def random_weights(config, *, seed=1):
@@ -159,20 +214,18 @@ def random_weights(config, *, seed=1):
 
     NumPy never changes what `RandomState` draws, so golden ids may rest on it.
     """
-    rng = np.random.RandomState(seed)
-    weights = {}
+    rng, weights = np.random.RandomState(seed), {}
+    spread = 1.8 if config.num_encoder_layers else 2.5
     for name, shape in tensor_shapes(config).items():
         noise = rng.standard_normal(shape)
-        if len(shape) == 1:
-            weights[name] = 1 + 0.2 * noise
-        else:
-            weights[name] = noise * (0.3 if "embed" in name else 2.5 / np.sqrt(shape[1]))
+        scale = 0.3 if "embed" in name else spread / np.sqrt(shape[-1])
+        weights[name] = 1 + 0.2 * noise if len(shape) == 1 else noise * scale
     return {name: value.astype("float32") for name, value in weights.items()}
 
 
 def random_model(config, *, dtype="float32"):
-    """A `CausalLM` with the weights of `random_weights`."""
-    model = CausalLM(config, dtype=dtype)
+    """A model of either kind with the weights of `random_weights`."""
+    model = new_language_model(config, dtype=dtype)
     assign_weights(model, random_weights(config))
     return model
 

@@ -113,7 +113,7 @@ class Run:
 
         None for a model of plain text, whose tokenizer lacks our markers, and for an encoder-decoder.
         """
-        return None if self.config.num_encoder_layers else _read_template(self.path, self._settings, self.tokenizer)
+        return None if self.config.has_encoder else _read_template(self.path, self._settings, self.tokenizer)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def save(
 
     path = Path(path)
     _check_vocabulary(model.config, tokenizer, where="the model")
-    if template and model.config.num_encoder_layers:
+    if template and model.config.has_encoder:
         raise ValueError("An encoder-decoder has no chat template. Received: `template`. Leave it out.")
     template = template or ChatTemplate()
     if template != ChatTemplate():
@@ -268,7 +268,7 @@ def _documents(
         "model_max_length": model.config.context_length,
         "smolite": {"tokenizer": _tokenizer_file(tokenizer)},
     }
-    if _has_markers(tokenizer, template) and not model.config.num_encoder_layers:
+    if _has_markers(tokenizer, template) and not model.config.has_encoder:
         settings["chat_template"] = template.jinja()
         settings["smolite"]["chat_template"] = template.to_dict()
     return {

@@ -10,7 +10,7 @@ from keras import ops
 from safetensors import SafetensorError
 
 from smolite.checkpoint.tensors import Header, StoredTensors
-from smolite.models import CrossBlock, LanguageModel, ModelConfig, Seq2SeqLM, new_language_model
+from smolite.models import CrossBlock, LanguageModel, ModelConfig, new_language_model
 
 _EMBEDDING = "model.embed_tokens.weight"
 _TIED_HEAD = "lm_head.weight"
@@ -132,14 +132,14 @@ def _places(model: LanguageModel) -> dict[str, Place]:
         "embed_positions": model.position_embedding,
         "embed_norm": model.embedding_norm,
     }
-    if isinstance(model, Seq2SeqLM):
+    # A decoder alone has Llama's names; beside an encoder each side has its own, as in transformers' other models.
+    side = "decoder." if model.config.has_encoder else ""
+    if model.config.has_encoder:
         layers |= _stack("encoder.", model.encoder_blocks, model.encoder_norm)
-        layers |= _stack("decoder.", model.blocks, model.final_norm)
-        for number, memory in enumerate(model.memories):
-            cross = f"decoder.layers.{number}.cross_attn"
-            layers |= {f"{cross}.k_proj": memory.key, f"{cross}.v_proj": memory.value}
-    else:
-        layers |= _stack("", model.blocks, model.final_norm)
+    layers |= _stack(side, model.blocks, model.final_norm)
+    for number, memory in enumerate(model.memories):
+        cross = f"{side}layers.{number}.cross_attn"
+        layers |= {f"{cross}.k_proj": memory.key, f"{cross}.v_proj": memory.value}
     return {
         f"model.{name}.{suffix}": (layer, attribute)
         for name, layer in layers.items()

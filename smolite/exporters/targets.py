@@ -64,7 +64,7 @@ class Target:
 
     def engine_of(self, run: "Run") -> tuple[str, dict[str, Any]]:
         """What runs such a file of a run, as `engine` or `pair_engine`, and what it takes beside the path."""
-        if not run.config.num_encoder_layers:
+        if not run.config.has_encoder:
             return self.engine, {}
         return self.pair_engine, {"start_id": run.tokenizer.start_id}
 

@@ -128,6 +128,17 @@ def check_prompts(prompts: Sequence[Sequence[int]], engine: Engine) -> None:
             )
 
 
+def check_step(ids: Sequence[int], used: int, engine: Engine) -> None:
+    """Refuses a step that the engine cannot take, after `used` tokens.
+
+    Raises:
+        ValueError: the cache is full, or there is not one id of the vocabulary for each row.
+    """
+    check_free_slot(used, engine)
+    check_prompts([[index] for index in ids], engine)
+    check_rows(len(ids), engine, what="ids")
+
+
 def check_one_prompt(prompts: Sequence[Sequence[int]], engine: Engine) -> None:
     """Refuses what an engine of one row cannot read. `[[5, 9]]` is read; `[[5], [9]]` is not.
 
@@ -143,12 +154,26 @@ def check_free_slot(used: int, engine: Engine) -> None:
     """Refuses a step when the cache is full.
 
     Raises:
-        ValueError: `used` slots are all that the engine has.
+        ValueError: `used` slots are all that the engine has, which is also said before `start`.
     """
-    if used >= engine.context_length:
+    slots = engine.context_length if engine.target_length is None else engine.target_length
+    if used >= slots:
         raise ValueError(
-            f"The cache must have a free slot. Received: a step after {used} tokens in {engine.context_length} slots. Call "
-            "`start` with a shorter text, as `generate` does, or take an engine or a file with a longer cache."
+            f"The cache must have a free slot. Received: a step after {used} tokens in {slots} slots, or before `start`. Call "
+            "`start` with another text, as `generate` does, or take an engine or a file with a longer cache."
+        )
+
+
+def check_rows(count: int, engine: Engine, *, what: str) -> None:
+    """Refuses more or fewer rows than the engine runs side by side.
+
+    Raises:
+        ValueError: `count` is not its batch size.
+    """
+    if count != engine.batch_size:
+        raise ValueError(
+            f"The engine takes {engine.batch_size} {what} at a time, its `batch_size`. Received: {count}. Use `generate`, "
+            "which takes any number, or make an engine of another size."
         )
 
 

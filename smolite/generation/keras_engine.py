@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from smolite.generation.compiled_steps import MOST_AHEAD, compiled_decoder
-from smolite.generation.engine import Engine, check_numbers, check_prompts, checked_size, prefill_length
+from smolite.generation.engine import Engine, check_numbers, check_prompts, check_rows, check_step, checked_size, prefill_length
 from smolite.models import CausalLM
 
 
@@ -58,11 +58,7 @@ class KerasEngine(Engine):
             ValueError: not B prompts, an empty one, one longer than S, or an id outside the vocabulary.
         """
         check_prompts(prompts, self)
-        if len(prompts) != self.batch_size:
-            raise ValueError(
-                f"The engine takes {self.batch_size} prompts at a time, its `batch_size`. Received: "
-                f"{len(prompts)}. Use `generate`, which takes any number, or make an engine of another size."
-            )
+        check_rows(len(prompts), self, what="prompts")
         self._used = max(map(len, prompts))
         tokens, starts = _right_aligned(prompts, prefill_length(self._used, self.context_length))
         self._starts = ops.convert_to_tensor(starts)
@@ -76,13 +72,13 @@ class KerasEngine(Engine):
         Raises:
             ValueError: not B ids, an id outside the vocabulary, or no slot is free.
         """
-        self._check_step(ids)
+        check_step(ids, self._used, self)
         self._used += 1
         return self._run(np.array(ids, "int32")[:, None], slot=self._used - 1, last=0)
 
     def greedy(self, ids: Sequence[int], count: int, *, stop_ids: Sequence[int] = ()) -> np.ndarray:
         """As `Engine.greedy`, in one call on the device; torch steps one by one. Never more than 32 ids, nor past the cache."""
-        self._check_step(ids)
+        check_step(ids, self._used, self)
         count = min(count, MOST_AHEAD, self.context_length - self._used)
         if self._greedy is None:
             return super().greedy(ids, count, stop_ids=stop_ids)
@@ -96,16 +92,6 @@ class KerasEngine(Engine):
         check_numbers(bool(are_numbers))
         self._used += len(picks)
         return picks
-
-    def _check_step(self, ids: Sequence[int]) -> None:
-        if self._used >= self.context_length:
-            raise ValueError(
-                f"`step` needs a free cache slot. Received: all {self.context_length} in use, or `start` "
-                "not called yet. Call `start` with the ids to keep; `generate` does this by itself."
-            )
-        check_prompts([[index] for index in ids], self)
-        if len(ids) != self.batch_size:
-            raise ValueError(f"`step` takes {self.batch_size} ids, one per row. Received: {len(ids)}.")
 
     def _run(self, tokens: np.ndarray, *, slot: int, last: int) -> np.ndarray:
         # As a tensor: a Python number would be compiled in, one program for each slot.

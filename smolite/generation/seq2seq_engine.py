@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from smolite.generation.compiled_steps import compiled
-from smolite.generation.engine import Engine, check_prompts, checked_size, prefill_length
+from smolite.generation.engine import Engine, check_prompts, check_rows, check_step, checked_size, prefill_length
 from smolite.generation.keras_engine import KerasEngine
 from smolite.models import MASKED_SCORE, LanguageModel, Seq2SeqLM, flattened
 from smolite.text import Tokenizer
@@ -68,7 +68,7 @@ class Seq2SeqEngine(Engine):
             ValueError: not B sources, an empty one, one longer than N, or an id outside the vocabulary.
         """
         check_prompts(prompts, self)
-        _check_count(len(prompts), self.batch_size, "sources")
+        check_rows(len(prompts), self, what="sources")
         width = prefill_length(max(map(len, prompts)), self.context_length)
         source = np.zeros((self.batch_size, width), "int32")
         for row, prompt in enumerate(prompts):
@@ -84,13 +84,7 @@ class Seq2SeqEngine(Engine):
         Raises:
             ValueError: not B ids, an id outside the vocabulary, or the answers are as long as they may be.
         """
-        if self._used >= self.target_length:
-            raise ValueError(
-                f"An answer has at most {self.target_length} ids, the engine's `target_length`. Received: a step after them, "
-                "or before `start`. Call `start` with another source, or take an engine of a longer target."
-            )
-        check_prompts([[index] for index in ids], self)
-        _check_count(len(ids), self.batch_size, "ids")
+        check_step(ids, self._used, self)
         place = ops.convert_to_tensor(np.array([self._used], "int32"))
         tokens = ops.convert_to_tensor(np.array(ids, "int32")[:, None])
         logits, self._cache = self._step(tokens, self._cache, *self._state, place)
@@ -100,17 +94,9 @@ class Seq2SeqEngine(Engine):
 
 def engine_for_model(model: LanguageModel, tokenizer: Tokenizer) -> Engine:
     """The engine that runs a Keras model of either kind, one row at a time."""
-    if isinstance(model, Seq2SeqLM):
+    if model.config.has_encoder:
         return Seq2SeqEngine(model, start_id=tokenizer.start_id)
     return KerasEngine(model)
-
-
-def _check_count(count: int, batch_size: int, what: str) -> None:
-    if count != batch_size:
-        raise ValueError(
-            f"The engine takes {batch_size} {what} at a time, its `batch_size`. Received: {count}. Use `generate`, which takes "
-            "any number, or make an engine of another size."
-        )
 
 
 def _source_mask(lengths, slots: int):

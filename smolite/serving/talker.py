@@ -53,7 +53,7 @@ class Talker:
 
     def __init__(self, run: Run):
         self.run = run
-        self._has_encoder = run.config.num_encoder_layers > 0
+        self._has_encoder = run.config.has_encoder
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import reference_seq2seq as reference
+import reference
 from tiny import tokenizer
 
 from smolite.data.dataset import ChatDataset
@@ -111,14 +111,14 @@ def test_every_pair_is_in_one_row_with_its_source():
 
 
 def test_packed_pairs_have_the_loss_of_the_pairs_alone():
-    model, examples = reference.random_model(reference.CONFIGS["learned"]), random_examples(9)
+    model, examples = reference.random_model(reference.PAIR_CONFIGS["learned"]), random_examples(9)
     packed, alone = pack(examples, 24, source_length=24), unpacked_rows(examples, 10, source_length=9)
     assert len(packed) < len(alone) == 9
     both = [evaluate_rows(model, rows, 1, batch_size=3) for rows in (packed, alone)]
     assert both[0].num_tokens == both[1].num_tokens and both[0].nll == pytest.approx(both[1].nll, rel=1e-4)
-    weights, expected = reference.random_weights(reference.CONFIGS["learned"]), 0.0
+    weights, expected = reference.random_weights(reference.PAIR_CONFIGS["learned"]), 0.0
     for target, _, source in examples:
-        logits = reference.forward(reference.CONFIGS["learned"], weights, source, target[:-1])
+        logits = reference.forward(reference.PAIR_CONFIGS["learned"], weights, target[:-1], source=source)
         expected -= np.log(reference.softmax(logits)[np.arange(len(target) - 1), target[1:]]).sum()
     assert both[1].nll == pytest.approx(expected, rel=1e-4)
 

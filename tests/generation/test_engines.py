@@ -160,13 +160,13 @@ def test_bad_prompts_are_refused(engine, prompts, message):
 
 
 def test_bad_steps_are_refused(model, engine):
-    with pytest.raises(ValueError, match="free cache slot. Received: all 27 in use, or `start` not called yet"):
+    with pytest.raises(ValueError, match="free slot. Received: a step after 27 tokens in 27 slots, or before `start`"):
         KerasEngine(model, context_length=SLOTS).step([5])
     engine.start([ids(SLOTS)])
-    with pytest.raises(ValueError, match="free cache slot. Received: all 27 in use"):
+    with pytest.raises(ValueError, match="free slot. Received: a step after 27 tokens"):
         engine.step([5])
     engine.start([[5]])
-    with pytest.raises(ValueError, match="takes 1 ids, one per row. Received: 2"):
+    with pytest.raises(ValueError, match="takes 1 ids at a time, its `batch_size`. Received: 2"):
         engine.step([5, 6])
     with pytest.raises(ValueError, match="Token ids must be from 0 to 96. Received: 97"):
         engine.step([97])
@@ -203,7 +203,7 @@ def test_steps_go_on_where_greedy_ended(engine):
 def test_greedy_ends_with_the_cache(engine):
     engine.start([ids(SLOTS - 2)])
     assert engine.greedy([5], 9).shape == (2, 1)
-    with pytest.raises(ValueError, match="needs a free cache slot"):
+    with pytest.raises(ValueError, match="must have a free slot"):
         engine.greedy([5], 9)
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import reference_seq2seq as reference
-from reference_seq2seq import CONFIGS, random_weights
+import reference
+from reference import PAIR_CONFIGS, random_weights
 
 from smolite.checkpoint.weights import assign_weights
 from smolite.generation.loop import generate, stream
@@ -11,7 +11,7 @@ from smolite.generation.sampling import Sampling
 from smolite.generation.seq2seq_engine import Seq2SeqEngine
 from smolite.models.seq2seq_lm import Seq2SeqLM
 
-CONFIG, START, SLOTS, TARGET = CONFIGS["grouped"], 2, 20, 7
+CONFIG, START, SLOTS, TARGET = PAIR_CONFIGS["grouped"], 2, 20, 7
 WEIGHTS = random_weights(CONFIG)
 SOURCES = [[5, 6, 7], [9], list(range(11, 11 + SLOTS))]
 
@@ -33,13 +33,13 @@ def test_logits_equal_the_reference_step_by_step_in_a_batch(engine):
     found = [engine.start(SOURCES[1:]), *(engine.step([index, index]) for index in target)]
     assert found[0].dtype == np.float32
     for row, source in enumerate(SOURCES[1:]):
-        expected = reference.forward(CONFIG, WEIGHTS, source, [START, *target])
+        expected = reference.forward(CONFIG, WEIGHTS, [START, *target], source=source)
         np.testing.assert_allclose(np.stack(found)[:, row], expected, rtol=0, atol=1e-4)
 
 
 def test_generate_writes_what_the_reference_writes_up_to_the_target_length(engine):
     """Three sources in an engine of two rows; the longest fills all its slots, which ends no answer."""
-    expected = [reference.greedy(CONFIG, WEIGHTS, source, start_id=START, steps=TARGET) for source in SOURCES]
+    expected = [reference.greedy(CONFIG, WEIGHTS, [START], source=source, steps=TARGET) for source in SOURCES]
     assert generate(engine, SOURCES, max_new_tokens=99) == expected
     assert generate(engine, SOURCES, max_new_tokens=3) == [ids[:3] for ids in expected]
     stop = expected[0][2]
@@ -73,7 +73,7 @@ def test_what_the_engine_cannot_read(model, engine):
         engine.step([5, 6, 7])
     for _ in range(TARGET - 1):
         engine.step([5, 6])
-    with pytest.raises(ValueError, match=f"An answer has at most {TARGET} ids.*Received: a step after them"):
+    with pytest.raises(ValueError, match=f"must have a free slot. Received: a step after {TARGET} tokens in {TARGET} slots"):
         engine.step([5, 6])
     with pytest.raises(ValueError, match="`target_length` must be from 1 to 24"):
         Seq2SeqEngine(model, start_id=START, target_length=25)

@@ -3,17 +3,14 @@
 import keras
 import numpy as np
 import pytest
-import reference
-import reference_seq2seq
+from reference import AWKWARD_CONFIGS, PAIR_CONFIGS, random_model
 
 ROWS = np.random.RandomState(3).randint(0, 61, (2, 7)).astype("int32")
 
 
-@pytest.fixture(scope="module", params=["decoder", "encoder-decoder"])
+@pytest.fixture(scope="module", params=[AWKWARD_CONFIGS["grouped"], PAIR_CONFIGS["learned"]], ids=["decoder", "pairs"])
 def model(request):
-    if request.param == "decoder":
-        return reference.random_model(reference.AWKWARD_CONFIGS["grouped"], dtype="mixed_bfloat16")
-    return reference_seq2seq.random_model(reference_seq2seq.CONFIGS["learned"], dtype="mixed_bfloat16")
+    return random_model(request.param, dtype="mixed_bfloat16")
 
 
 def test_every_layer_is_made_anew_from_its_config(model):

@@ -125,7 +125,7 @@ def test_attention_equals_the_reference(setting):
     mixed, _ = run(layer.attention, hidden, rotary, mask)
     projections = of_kind(weights, "self_attn", *"qkvo")
     for x, row, parts in zip(hidden, mixed, segments, strict=True):
-        close(row, reference.attention(x, projections, config, np.arange(LENGTH), parts))
+        close(row, reference.attention(x, projections, config, np.arange(LENGTH), reference.causal(parts)))
 
 
 def test_attention_sees_only_how_far_apart_tokens_are(setting):
@@ -188,7 +188,10 @@ def test_swiglu_and_the_block_equal_the_reference(setting):
     close(run(layer.mlp, hidden), reference.swiglu(hidden, of_kind(weights, "mlp", "gate", "up", "down")))
     out, _ = run(layer, hidden, rotary, mask)
     for row in range(2):
-        close(out[row], reference.block(hidden[row], weights, 0, config, np.arange(LENGTH), np.zeros(LENGTH)))
+        close(
+            out[row],
+            reference.block(hidden[row], weights, "model.layers.0", config, np.arange(LENGTH), np.tri(LENGTH, dtype=bool)),
+        )
 
 
 def test_dropout_drops_while_training_only():

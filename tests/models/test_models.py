@@ -12,108 +12,9 @@ from smolite.models.config import ModelConfig
 ROWS = np.random.RandomState(3).randint(0, 61, (2, 11)).astype("int32")
 # 32 ids that the reference picks after [3, 1, 4] from `random_weights(config)`; every one leads by 0.001 or more.
 GOLDEN = {
-    "grouped": [
-        38,
-        34,
-        33,
-        33,
-        25,
-        38,
-        55,
-        81,
-        38,
-        15,
-        38,
-        36,
-        81,
-        19,
-        81,
-        39,
-        74,
-        37,
-        25,
-        31,
-        70,
-        71,
-        13,
-        25,
-        38,
-        7,
-        81,
-        38,
-        15,
-        25,
-        81,
-        38,
-    ],
-    "multi-query": [
-        23,
-        17,
-        37,
-        11,
-        45,
-        32,
-        32,
-        13,
-        55,
-        17,
-        12,
-        29,
-        25,
-        48,
-        51,
-        47,
-        57,
-        29,
-        51,
-        45,
-        13,
-        32,
-        37,
-        46,
-        13,
-        32,
-        11,
-        51,
-        47,
-        11,
-        11,
-        11,
-    ],
-    "multi-head": [
-        55,
-        36,
-        54,
-        53,
-        38,
-        57,
-        7,
-        18,
-        47,
-        3,
-        57,
-        54,
-        14,
-        22,
-        36,
-        20,
-        23,
-        23,
-        20,
-        36,
-        7,
-        24,
-        55,
-        14,
-        66,
-        10,
-        47,
-        23,
-        22,
-        57,
-        67,
-        38,
-    ],
+    "grouped": "38 34 33 33 25 38 55 81 38 15 38 36 81 19 81 39 74 37 25 31 70 71 13 25 38 7 81 38 15 25 81 38",
+    "multi-query": "23 17 37 11 45 32 32 13 55 17 12 29 25 48 51 47 57 29 51 45 13 32 37 46 13 32 11 51 47 11 11 11",
+    "multi-head": "55 36 54 53 38 57 7 18 47 3 57 54 14 22 36 20 23 23 20 36 7 24 55 14 66 10 47 23 22 57 67 38",
 }
 
 
@@ -131,12 +32,13 @@ def model(models):
 @pytest.mark.parametrize("name", AWKWARD_CONFIGS)
 def test_logits_and_golden_ids_equal_the_reference(models, name):
     config, weights = AWKWARD_CONFIGS[name], random_weights(AWKWARD_CONFIGS[name])
-    row = [3, 1, 4, *GOLDEN[name]]
+    golden = list(map(int, GOLDEN[name].split()))
+    row = [3, 1, 4, *golden]
     actual = run(models[name], np.array([row, row[::-1]], "int32"))
     for tokens, found in zip((row, row[::-1]), actual, strict=True):
         np.testing.assert_allclose(found, reference.forward(config, weights, tokens), rtol=0, atol=1e-4)
-    assert reference.greedy(config, weights, row[:3], steps=32) == GOLDEN[name]
-    assert actual[0, 2:-1].argmax(-1).tolist() == GOLDEN[name]
+    assert reference.greedy(config, weights, row[:3], steps=32) == golden
+    assert actual[0, 2:-1].argmax(-1).tolist() == golden
 
 
 def test_packed_rows_equal_the_reference_and_the_texts_alone(model):

@@ -5,8 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-import reference_seq2seq as reference
-from reference_seq2seq import CONFIGS, causal_mask, compiled, random_model, random_weights, run
+import reference
+from reference import PAIR_CONFIGS, causal_mask, compiled, random_model, random_weights, run
 
 from smolite.checkpoint.weights import assign_weights, model_weights
 from smolite.models.causal_lm import CausalLM
@@ -21,7 +21,7 @@ SLOTS = 16
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: random_model(config) for name, config in CONFIGS.items()}
+    return {name: random_model(config) for name, config in PAIR_CONFIGS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def model(models):
     return models["grouped"]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PAIR_CONFIGS)
 def test_logits_equal_the_reference(models, name):
     found = run(models[name], BOTH)
     for source, tokens, logits in zip(SOURCES, ROWS, found, strict=True):
-        expected = reference.forward(CONFIGS[name], random_weights(CONFIGS[name]), source, tokens)
+        expected = reference.forward(PAIR_CONFIGS[name], random_weights(PAIR_CONFIGS[name]), tokens, source=source)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
@@ -45,15 +45,15 @@ def packed(first, second, width):
     return [np.array([row], "int32") for row in ([*first, *second, *fill], positions, segments)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PAIR_CONFIGS)
 def test_packed_pairs_equal_the_pairs_alone(models, name):
     tokens, positions, segments = packed(ROWS[0, :5], ROWS[1, :7], 14)
     source, source_positions, source_segments = packed(SOURCES[0, :9], SOURCES[1, :6], 17)
     rest = {"source_positions": source_positions, "source_segments": source_segments, "segments": segments}
     found = run(models[name], {"source": source, "tokens": tokens, "positions": positions, **rest})[0]
-    weights = random_weights(CONFIGS[name])
-    first = reference.forward(CONFIGS[name], weights, SOURCES[0, :9], ROWS[0, :5])
-    second = reference.forward(CONFIGS[name], weights, SOURCES[1, :6], ROWS[1, :7])
+    weights = random_weights(PAIR_CONFIGS[name])
+    first = reference.forward(PAIR_CONFIGS[name], weights, ROWS[0, :5], source=SOURCES[0, :9])
+    second = reference.forward(PAIR_CONFIGS[name], weights, ROWS[1, :7], source=SOURCES[1, :6])
     np.testing.assert_allclose(found[:12], np.concatenate([first, second]), rtol=0, atol=1e-4)
 
 
@@ -122,7 +122,7 @@ def test_cached_equals_uncached_for_any_split(models, name, splits):
 
 
 def test_mixed_bfloat16_says_about_the_same(model):
-    half = random_model(CONFIGS["grouped"], dtype="mixed_bfloat16")
+    half = random_model(PAIR_CONFIGS["grouped"], dtype="mixed_bfloat16")
     close, wide = run(half, BOTH), run(model, BOTH)
     assert np.abs(close - wide).mean() < 0.15  # the logits spread by 2; a sharp attention may fall to another token
     np.testing.assert_allclose(cached_logits(half, tuple(range(1, 9))), close, rtol=0, atol=0.06)
@@ -132,30 +132,30 @@ def test_mixed_bfloat16_says_about_the_same(model):
 
 
 def test_padding_that_sees_no_source_is_a_number_in_float16():
-    half = random_model(CONFIGS["grouped"], dtype="mixed_float16")
+    half = random_model(PAIR_CONFIGS["grouped"], dtype="mixed_float16")
     tokens, positions, segments = packed(ROWS[0, :5], [], 9)
     whole = {"source": SOURCES[:1], "source_segments": np.ones_like(SOURCES[:1])}
     assert np.isfinite(run(half, {**whole, "tokens": tokens, "positions": positions, "segments": segments})).all()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PAIR_CONFIGS)
 def test_the_model_has_the_parameters_its_config_counts(models, name):
-    assert models[name].count_params() == CONFIGS[name].num_parameters
+    assert models[name].count_params() == PAIR_CONFIGS[name].num_parameters
     weights = model_weights(models[name])
-    assert {key: weight.shape for key, weight in weights.items()} == reference.tensor_shapes(CONFIGS[name])
+    assert {key: weight.shape for key, weight in weights.items()} == reference.tensor_shapes(PAIR_CONFIGS[name])
 
 
 def test_keras_saves_and_loads_the_model(models, tmp_path):
     models["learned"].save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert isinstance(loaded, Seq2SeqLM) and loaded.config == CONFIGS["learned"]
+    assert isinstance(loaded, Seq2SeqLM) and loaded.config == PAIR_CONFIGS["learned"]
     for name, weight in model_weights(models["learned"]).items():
         np.testing.assert_array_equal(model_weights(loaded)[name], weight)
 
 
 def test_dropout_drops_only_while_training(model):
-    drops = Seq2SeqLM(dataclasses.replace(CONFIGS["grouped"], dropout=0.5))
-    assign_weights(drops, random_weights(CONFIGS["grouped"]))
+    drops = Seq2SeqLM(dataclasses.replace(PAIR_CONFIGS["grouped"], dropout=0.5))
+    assign_weights(drops, random_weights(PAIR_CONFIGS["grouped"]))
     np.testing.assert_allclose(run(drops, BOTH), run(model, BOTH), rtol=0, atol=1e-6)
     states = [[variable.value for variable in part] for part in (drops.trainable_variables, drops.non_trainable_variables)]
     trained, _ = run(lambda weights, others: drops.stateless_call(weights, others, BOTH, training=True), *states)
@@ -183,8 +183,8 @@ def test_rows_longer_than_learned_positions_are_refused(models, name):
 
 def test_each_class_refuses_the_configs_of_the_other():
     with pytest.raises(ValueError, match="needs an encoder. Received: a config with `num_encoder_layers` 0"):
-        Seq2SeqLM(dataclasses.replace(CONFIGS["grouped"], num_encoder_layers=0))
+        Seq2SeqLM(dataclasses.replace(PAIR_CONFIGS["grouped"], num_encoder_layers=0))
     with pytest.raises(ValueError, match="A `CausalLM` has no encoder. Received: a config with 1 encoder layers"):
-        CausalLM(CONFIGS["grouped"])
+        CausalLM(PAIR_CONFIGS["grouped"])
     with pytest.raises(ValueError, match="An encoder needs `form` \"llama\". Received: 'smolite-1'"):
         ModelConfig.from_preset("smolite-1", num_encoder_layers=1)

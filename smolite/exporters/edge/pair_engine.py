@@ -7,7 +7,7 @@ import numpy as np
 
 from smolite.exporters.edge.pair_signatures import ENCODE, is_cache
 from smolite.exporters.edge.signatures import DECODE
-from smolite.generation import Engine, check_one_prompt
+from smolite.generation import Engine, check_free_slot, check_one_prompt
 from smolite.models import MASKED_SCORE
 
 
@@ -52,11 +52,7 @@ class CachedPairEngine(Engine):
         Raises:
             ValueError: the answer is as long as it may be.
         """
-        if self.length >= self.target_length:
-            raise ValueError(
-                f"An answer has at most {self.target_length} ids, the slots of the file. Received: a step after them, or "
-                "before `start`. Call `start` with another source, or export with a longer `cache_length`."
-            )
+        check_free_slot(self.length, self)
         place = np.array([self.length], "int32")
         mask = np.where(np.arange(self.target_length) <= self.length, 0.0, MASKED_SCORE).astype("float32")[None, None, None]
         inputs = {"tokens": np.array([ids], "int32"), "input_pos": place, "mask": mask, "source_mask": self._source_mask}

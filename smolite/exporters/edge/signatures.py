@@ -98,15 +98,15 @@ def choose_lengths(
         ValueError: a length that is not possible for this model.
     """
     slots = min(config.context_length, 1024) if cache_length is None else cache_length
-    most_prefill = config.context_length if config.num_encoder_layers else slots
+    most_prefill = config.context_length if config.has_encoder else slots
     if not 2 <= slots <= config.context_length:
         raise ValueError(
             f"`cache_length` must be from 2 to the context length of the model, {config.context_length}. "
             f"Received: {slots}. Choose a smaller one; decoding is faster with a smaller cache."
         )
-    default = tuple(length for length in (16, 128) if length <= slots and not config.num_encoder_layers) or (slots,)
+    default = tuple(length for length in (16, 128) if length <= slots and not config.has_encoder) or (slots,)
     lengths = tuple(sorted(set(default if prefill_lengths is None else prefill_lengths)))
-    if config.num_encoder_layers and len(lengths) > 1:
+    if config.has_encoder and len(lengths) > 1:
         raise ValueError(
             f"An encoder reads sources of one length. Received: `prefill_lengths` {lengths}. Give the longest that you need."
         )
@@ -128,7 +128,7 @@ def choose_windows(config: ModelConfig, *, cache_length: int, windows: Sequence[
     """
     default = [part for part in (cache_length // 4, cache_length // 2) if part >= _LEAST_WINDOW]
     chosen = tuple(sorted(set(default if windows is None else windows)))
-    if config.num_encoder_layers:
+    if config.has_encoder:
         if windows:
             raise ValueError(f"An encoder-decoder has no windows. Received: `windows` {chosen}. Leave them out.")
         return ()
@@ -146,7 +146,7 @@ def check_drafts(config: ModelConfig, drafts: int, *, cache_length: int) -> None
     Raises:
         ValueError: it is negative, above 31, or not less than the cache; or an encoder-decoder is asked for any.
     """
-    if config.num_encoder_layers and drafts:
+    if config.has_encoder and drafts:
         raise ValueError(f"An encoder-decoder has no drafts. Received: `drafts` {drafts}. Leave it out.")
     most = min(_MOST_DRAFTS, cache_length - 1)
     if not 0 <= drafts <= most:

@@ -151,7 +151,7 @@ def structure_problems(path: str | Path, config: ModelConfig) -> list[str]:
     # Custom and flex operators need a runtime with TensorFlow inside, which phones don't have.
     custom = sorted({name for names in counts.values() for name in names if name.startswith("custom ")})
     problems = [f"operator {name}" for name in custom]
-    reads = ENCODE in counts if config.num_encoder_layers else prefill_lengths_of(list(counts))
+    reads = ENCODE in counts if config.has_encoder else prefill_lengths_of(list(counts))
     if DECODE not in counts or not reads:
         problems.append(f"signatures {', '.join(counts) or 'none'}")
     if any(size < 0 for tensor in tensors for size in _signature_shape(tensor)):

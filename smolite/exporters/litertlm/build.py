@@ -48,7 +48,7 @@ def check_run(run: Run) -> None:
     Raises:
         ValueError: the run has no chat template, or its model is an encoder-decoder.
     """
-    if run.model.config.num_encoder_layers:
+    if run.model.config.has_encoder:
         raise ValueError(f"LiteRT-LM runs no encoder-decoder. Received: {run.path}. Export it as tflite or saved_model.")
     if run.template is None:
         raise ValueError(

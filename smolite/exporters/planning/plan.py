@@ -241,7 +241,7 @@ def _check(config: ModelConfig, format: str, way: str | None) -> None:
     if format == "gguf":
         config.check_llama("llama.cpp")
         return
-    if format == "litertlm" and config.num_encoder_layers:
+    if format == "litertlm" and config.has_encoder:
         raise ValueError("LiteRT-LM runs no encoder-decoder.")
     if way is not None:
         check_way(way, config)

@@ -67,7 +67,7 @@ def matrices(config: ModelConfig) -> list[Matrix]:
     width, inside, blocks = config.hidden_dim, config.intermediate_dim, config.num_layers + config.num_encoder_layers
     queries, keys = config.num_query_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     # A decoder block that reads a source attends twice.
-    attentions = blocks + (config.num_layers if config.num_encoder_layers else 0)
+    attentions = blocks + (config.num_layers if config.has_encoder else 0)
     half = width if config.form == "llama" else width // 2
     return [
         Matrix(config.vocab_size, width, is_table=True),
@@ -151,7 +151,7 @@ def tokenizer_size(folder: Path) -> TokenizerSize | None:
 def _graph_bytes(config: ModelConfig, way: Way | None, num_signatures: int) -> int:
     """Bytes of operators, names and shapes: a fit, by form. Where rows have scales, it is packed anew and shorter."""
     layers = config.num_layers * num_signatures
-    if config.num_encoder_layers:
+    if config.has_encoder:
         layers, each = config.num_layers + config.num_encoder_layers, 12_300
     elif config.form != "llama":
         each = 16_000

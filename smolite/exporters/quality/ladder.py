@@ -221,7 +221,7 @@ def _checked_ways(run: str | Path, folder: Path, *, max_loss: float, count: int,
             f"`max_loss` must be from 0 to below 1, and `count` at least 1. Received: {max_loss} and {count}. 0.01 is 1 %."
         )
     config = checkpoint.load_config(run)
-    if config.num_encoder_layers:
+    if config.has_encoder:
         raise ValueError(f"A model without an encoder was expected. Received: {run}. Export it, and see `verify.json`.")
     there = [name for name in TARGETS["tflite"].file_names.values() if (folder / name).exists()]
     if there and not overwrite:

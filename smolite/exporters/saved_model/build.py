@@ -11,7 +11,7 @@ from smolite.exporters.edge.signatures import (
     edge_signatures,
     forward_signature,
 )
-from smolite.models import LanguageModel, Seq2SeqLM
+from smolite.models import LanguageModel
 
 
 def build_saved_model(
@@ -51,7 +51,7 @@ def build_saved_model(
             "A SavedModel is built from a float32 model on the TensorFlow backend. Received: "
             f"{model.compute_dtype} on {keras.backend.backend()}. Call `smolite.export` with the run directory."
         )
-    if isinstance(model, Seq2SeqLM):
+    if model.config.has_encoder:
         signatures = pair_signatures(model, source_length=prefill_lengths[0], cache_length=cache_length)
         forward: Callable[[Any], Any] = pair_forward
     else:

@@ -27,7 +27,6 @@ from smolite.exporters.verification.text_check import asker, check_answers, chec
 from smolite.exporters.verification.texts import SAMPLE, TEXTS, parity_texts
 from smolite.exporters.verification.tokenizer_check import check_client_files_of, check_llama_tokenizer
 from smolite.generation import Engine, KerasEngine, Seq2SeqEngine
-from smolite.models import Seq2SeqLM
 
 # Largest difference of a logit or cache value in float32, as `reference.Difference` has it, and of a log probability, as
 # `text_check.check_scores` has it. Sums in another order differ by about 1e-6 of the largest value, so a fault stands out by
@@ -136,7 +135,7 @@ def _check_folder(folder: Path) -> None:
 
 def _reference_engine(loaded: checkpoint.Run, artifacts: Iterable[Engine], slots: int) -> Engine:
     """The Keras model, with as much room as the least of the artifacts."""
-    if not isinstance(loaded.model, Seq2SeqLM):
+    if not loaded.config.has_encoder:
         return KerasEngine(loaded.model, context_length=slots)
     length = min((engine.target_length for engine in artifacts if engine.target_length is not None), default=slots)
     return Seq2SeqEngine(loaded.model, start_id=loaded.tokenizer.start_id, context_length=slots, target_length=length)
