@@ -35,6 +35,8 @@ SEAMS = {
     "text.json_tokenizer",
     "checkpoint.first_smolite",
 }
+# Whose functions may reach these wings after their own: the methods of keras-hub's models, which open runs and write text.
+OUTWARD = {"models.outward": {"checkpoint", "generation"}}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
@@ -109,13 +111,20 @@ def foreign_imports(name):
 def is_allowed(full, name):
     """Whether a module may import this: from a wing before its own, and only what that wing's door gives out."""
     wing, _, inner = full.partition(".")
-    return wing == "smolite" or (wing in WINGS[wing_of(name)] and (not inner or wing not in DOORS or inner in DOORS[wing]))
+    reach = WINGS[wing_of(name)] | OUTWARD.get(name, set())
+    return wing == "smolite" or (wing in reach and (not inner or wing not in DOORS or inner in DOORS[wing]))
 
 
 def test_a_wing_imports_only_from_wings_before_it_and_through_their_doors():
     assert {
         name: bad for name in MODULES if (bad := {full for full in foreign_imports(name) if not is_allowed(full, name)})
     } == {}
+
+
+@pytest.mark.parametrize("name", OUTWARD)
+def test_what_reaches_outward_does_so_when_it_is_called(name):
+    at_import = {wing_of(full) for full in imports_of(MODULES[name], inside_functions=False)}
+    assert not at_import & OUTWARD[name]
 
 
 @pytest.mark.parametrize("wing", DOORS)

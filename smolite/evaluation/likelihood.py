@@ -150,8 +150,8 @@ def scores_of_rows(scorer: keras.Model, rows: PackedRows, *, batch_size: int) ->
 
 def scorer_of(model: LanguageModel) -> keras.Model:
     """A functional model from rows and targets to token scores, so that logits never leave the device."""
-    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in (*model.input, "targets")}
-    logits = model({name: inputs[name] for name in model.input})
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in (*model.input_names, "targets")}
+    logits = model({name: inputs[name] for name in model.input_names})
     scorer = keras.Model(inputs, TokenScore()(logits, inputs["targets"]))
     scorer.compile(jit_compile=compile_with_xla())
     return scorer

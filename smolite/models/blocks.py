@@ -11,10 +11,11 @@ from smolite.models.config import ModelConfig
 from smolite.models.cross_attention import CrossBlock
 from smolite.models.layers import DecoderBlock, LightweightAttn, SwiGLU
 from smolite.models.projections import project, projection
+from smolite.models.rematerialization import Rematerialized
 
 
 @keras.saving.register_keras_serializable("smolite")
-class Smolite1Block(keras.layers.Layer):
+class Smolite1Block(Rematerialized):
     """The block of the first Smolite, with LayerNorm and biases.
 
     With n₁ … n₄ its norms: y = n₁(x), then y + attention(n₂(y)), then SwiGLU(adapter(n₃(·))), and x + n₄(·) comes out. The

@@ -10,6 +10,7 @@ from smolite.models.caches import attend
 from smolite.models.config import MASKED_SCORE
 from smolite.models.layers import LightweightAttn, SwiGLU, repeat_for_groups
 from smolite.models.projections import project, projection
+from smolite.models.rematerialization import Rematerialized
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -103,7 +104,7 @@ class CrossAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("smolite")
-class CrossBlock(keras.layers.Layer):
+class CrossBlock(Rematerialized):
     """`DecoderBlock` with attention over a source in the middle, after a norm of its own.
 
     Args:

@@ -4,7 +4,8 @@ Shapes use the legend at the top of `layers.py`; N stands for the tokens of a so
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -15,7 +16,9 @@ from smolite.models.caches import cache_shapes
 from smolite.models.config import ModelConfig
 from smolite.models.cross_attention import CrossMemory
 from smolite.models.layers import RotaryEmbedding, repeat_for_groups
+from smolite.models.outward import sampling_of
 from smolite.models.projections import table_initializer
+from smolite.models.quantization import quantize_again, quantized_layers
 from smolite.models.task import Task
 
 
@@ -84,7 +87,10 @@ class Parts:
 
     def head(self, hidden):
         """(B, T, D) → float32 logits (B, T, V): final norm, where there is one, then the embedding as output projection."""
-        hidden = hidden if self.final_norm is None else self.final_norm(hidden)
+        return self.logits(hidden if self.final_norm is None else self.final_norm(hidden))
+
+    def logits(self, hidden):
+        """(B, T, D) after the final norm → float32 logits (B, T, V)."""
         return ops.cast(self.token_embedding(hidden, reverse=True), "float32")
 
 
@@ -234,14 +240,49 @@ class LanguageModel(Task):
         hidden, cache = self.cached_body(self.embed(tokens), cache, memory, **places)
         return self.head(hidden), cache
 
+    @cached_property
+    def backbone(self) -> keras.Model:
+        """Token ids (B, T) → hidden states (B, T, D) after the final norm, of the same layers; a head can be put on top of it.
+
+        Padding on the right changes no hidden state of real tokens. The backbone of an encoder-decoder takes a dictionary of
+        `source` and `tokens`.
+        """
+        inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in self.needed_names}
+        hidden = self.hidden_states(self._parts, {**dict.fromkeys(self.input_names), **inputs}, self.num_groups)
+        hidden = hidden if self.final_norm is None else self.final_norm(hidden)
+        return keras.Model(inputs if len(inputs) > 1 else inputs["tokens"], hidden, name="backbone")
+
+    @property
+    def input(self) -> Any:
+        """The input of `backbone`, the tokens alone, so that `keras.Model(model.input, …)` needs nothing else."""
+        return self.backbone.input
+
+    @cached_property
+    def output(self) -> Any:
+        """The logits (B, T, V) of `input`."""
+        return self._parts.logits(self.backbone.output)
+
     def get_config(self):
-        policy = keras.dtype_policies.serialize(self.token_embedding.dtype_policy)
-        return {"config": self.config.to_dict(), "dtype": policy, "name": self.name}
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        config = {"config": self.config.to_dict(), "dtype": policy, "name": self.name}
+        if quantized := quantized_layers(self):
+            config["quantized_layers"] = quantized
+        # Not in the settings of `compile`, which Keras hands on to clones, models that have no sampler.
+        return config | {"sampler": asdict(self.sampler)} if self.sampler is not None else config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         dtype = keras.dtype_policies.deserialize(config["dtype"])
-        return cls(ModelConfig.from_dict(config["config"]), dtype=dtype, name=config["name"])
+        model = cls(ModelConfig.from_dict(config["config"]), dtype=dtype, name=config["name"])
+        quantize_again(model, config.get("quantized_layers", {}))
+        model.sampler = sampling_of(config["sampler"]) if "sampler" in config else None
+        return model
+
+    def _run_through_graph(self, inputs, *args, **kwargs):
+        """Keras' own; of `input` alone, as `keras.models.clone_model` asks it, the graph from there to `output`."""
+        whole = len(keras.tree.flatten(inputs)) == len(self.input_names)
+        graph = super() if whole else keras.Model(self.input, self.output)
+        return graph._run_through_graph(inputs, *args, **kwargs)
 
 
 def check_length(length: int | None, config: ModelConfig) -> None:

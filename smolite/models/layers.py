@@ -16,6 +16,7 @@ from keras import ops
 from smolite.models.caches import attend, cache_shapes, leading_axes, update_cache
 from smolite.models.config import MASKED_SCORE
 from smolite.models.projections import project, project_together, projection
+from smolite.models.rematerialization import Rematerialized
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -221,7 +222,7 @@ class SwiGLU(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("smolite")
-class DecoderBlock(keras.layers.Layer):
+class DecoderBlock(Rematerialized):
     """Pre-norm block: x + attention(norm(x)), then x + SwiGLU(norm(x)), as in Llama (Touvron et al. 2023).
 
     Args:
