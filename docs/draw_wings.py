@@ -76,8 +76,9 @@ def _row(name: str, y: int, needed: list[int], own: int) -> str:
     box = f'<rect x="{LEFT}" y="{y}" width="{BOX_WIDTH}" height="{BOX}" rx="6" fill="#eef3fb" stroke="#5b7db1"/>'
     label = f'<text x="{LEFT + 12}" y="{middle - 3}">{name}</text>'
     label += f'<text class="small" x="{LEFT + 12}" y="{middle + 14}">{escape(purpose(name))}</text>'
-    line = f'<line x1="{LEFT + BOX_WIDTH}" y1="{middle}" x2="{own}" y2="{middle}" stroke="#9db4d6"/>'
-    dots = "".join(f'<circle cx="{x}" cy="{middle}" r="6" fill="#5b7db1"/>' for x in needed)
+    line = f'<line x1="{LEFT + BOX_WIDTH}" y1="{middle}" x2="{max([own, *needed])}" y2="{middle}" stroke="#9db4d6"/>'
+    # A wing after its own is reached by a function, when it is called: a smaller dot.
+    dots = "".join(f'<circle cx="{x}" cy="{middle}" r="{6 if x < own else 3}" fill="#5b7db1"/>' for x in needed)
     return f'{box}{label}{line}{dots}<circle cx="{own}" cy="{middle}" r="6" fill="#fff" stroke="#5b7db1"/>'
 
 

@@ -70,11 +70,12 @@ def definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef | None:
 
 
 def wing_page(door: Path) -> str:
-    """The docstrings of what a wing gives out, in its door's order."""
-    wing = door.parent.name
+    """The docstrings of what a wing gives out: first what `import smolite` gives, then what only other wings use."""
     text = ast.get_docstring(ast.parse(door.with_suffix(".py").read_text("utf-8"))) or ""
-    names = [f"{module}.{name}" for name, module in names_of(door).items() if definition(module, name)]
-    return "\n\n".join([f"# smolite.{wing}", text, *(f"::: {name}" for name in names)])
+    modules = {name: module for name, module in names_of(door).items() if definition(module, name)}
+    public = [f"::: {module}.{name}" for name, module in modules.items() if name in names_of(PACKAGE / "__init__.pyi")]
+    others = [f"::: {module}.{name}" for name, module in modules.items() if name not in names_of(PACKAGE / "__init__.pyi")]
+    return "\n\n".join([f"# smolite.{door.parent.name}", text, *public, "*What follows is for other wings.*", *others])
 
 
 def names_page() -> str:
