@@ -168,3 +168,19 @@ def test_lookup_counts_what_a_call_gives(tmp_path, tmp_path_factory):
     new, again, _ = [float(row[-1]) for row in table[1:]]
     assert [row[1] for row in table[1:]] == ["nothing comes again", "the prompt once more", "replies"]
     assert new <= 1 < again and all(float(row[2].replace(",", "")) > 0 for row in table[1:])
+
+
+@pytest.mark.slow
+def test_cold_start_measures_each_engine_and_backend(tmp_path_factory):
+    options = ("--engine", "int8", "keras", "--backend", BACKEND, "--repeats", "1")
+    done = run("cold_start.py", str(exported_run(tmp_path_factory)), *options)
+    assert done.returncode == 0, done.stderr
+    (table,) = tables(done.stdout)
+    int8, keras = table[1:]
+    assert [row[1:3] for row in (int8, keras)] == [["int8", BACKEND], ["keras", BACKEND]]
+    assert all(float(int8[column].replace(",", "")) < float(keras[column].replace(",", "")) for column in (3, 5, 7))
+
+
+def test_cold_start_quotes_a_start_that_fails(tmp_path):
+    done = run("cold_start.py", str(tmp_path), "--engine", "int8", "--backend", BACKEND, "--repeats", "1")
+    assert done.returncode == 1 and "ended with 1" in done.stderr and "is not a run directory" in done.stderr
