@@ -11,10 +11,10 @@ import numpy as np
 from peers import keras_hub_model, transformers_model
 from turns import Link
 
+from smolite.backends import backend
 from smolite.data.dataset import ChatDataset
 from smolite.data.packing import Fitted, pack
 from smolite.data.template import fit_context, read_conversations
-from smolite.evaluation.likelihood import compile_with_xla
 from smolite.exporters.neighbours.keras_hub import preprocessor_of
 from smolite.models.causal_lm import CausalLM
 from smolite.models.config import ModelConfig
@@ -130,7 +130,7 @@ def compile_keras_hub(model: keras.Model, options: TrainingOptions, job: dict[st
         global_clipnorm=options.global_clipnorm,
         gradient_accumulation_steps=options.gradient_accumulation_steps if options.gradient_accumulation_steps > 1 else None,
     )
-    model.compile(optimizer, jit_compile=compile_with_xla() if job["peer_jit"] == "same" else "auto")
+    model.compile(optimizer, jit_compile=backend().jit_compile() if job["peer_jit"] == "same" else "auto")
 
 
 def train_on_torch(model: Any, batches: Sequence[dict[str, Any]], options: TrainingOptions, turns: Turns) -> None:

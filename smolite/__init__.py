@@ -11,7 +11,6 @@ import lazy_loader
 __version__ = "0.1.0"
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-_EXTRAS = {"tensorflow": "tf", "jax": "jax", "torch": "torch"}
 
 
 def __getattr__(name: str) -> Any:
@@ -20,12 +19,9 @@ def __getattr__(name: str) -> Any:
     try:
         return _load(name)
     except ModuleNotFoundError as error:
-        backend = (error.name or "").split(".")[0]
-        if backend not in _EXTRAS:
+        from smolite.backends import what_to_install
+
+        advice = what_to_install(error, wanted_by=f"smolite.{name}")
+        if not advice:
             raise
-        raise ModuleNotFoundError(
-            f"`smolite.{name}` needs the Keras backend {backend}, which is not installed. Run `pip install "
-            f"'smolite[{_EXTRAS[backend]}]'`, or set the environment variable KERAS_BACKEND to the backend "
-            "that you have: tensorflow, jax or torch.",
-            name=error.name,
-        ) from error
+        raise ModuleNotFoundError(advice, name=error.name) from error

@@ -23,12 +23,11 @@ BESIDE = [ROOT / folder for folder in ("tests", "benchmarks", "export")]
 CODE = SOURCES + sorted(path for folder in BESIDE for path in folder.rglob("*.py"))
 
 # A wing imports only from wings before it; those of a pair in brackets know nothing of each other.
-ORDER = "files models text data (generation checkpoint) evaluation (training exporters) serving cli"
+ORDER = "files backends models text data (generation checkpoint) evaluation (training exporters) serving cli"
 BACKENDS = {"tensorflow", "jax", "torch"}
 LIGHT = {"keras", "lazy_loader", "numpy", "safetensors", "sentencepiece", "smolite", *sys.stdlib_module_names}
-# Their functions may: the compiled step, and what comes from the hub.
+# Their functions may: what comes from the hub.
 SEAMS = {
-    "generation.compiled_steps",
     "data.sources",
     "checkpoint.hub",
     "data.hub_templates",
@@ -37,6 +36,8 @@ SEAMS = {
 }
 # Whose functions may reach these wings after their own: the methods of keras-hub's models, which open runs and write text.
 OUTWARD = {"models.outward": {"checkpoint", "generation"}}
+# What is about a format, not about the backend that computes: these are made of a TensorFlow graph, in a process of its own.
+FORMATS = ("exporters.edge", "exporters.saved_model", "exporters.litert", "exporters.targets", "exporters.exporting")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
@@ -146,9 +147,31 @@ def test_heavy_libraries_are_imported_inside_functions():
 
 
 def test_up_to_the_run_directory_only_the_named_seams_import_more():
-    modules = {name: path for name, path in MODULES.items() if wing_of(name) in LIGHT_WINGS and name not in SEAMS}
+    light = LIGHT_WINGS - {"backends"}
+    modules = {name: path for name, path in MODULES.items() if wing_of(name) in light and name not in SEAMS}
     heavy = {name: roots(imports_of(path, inside_functions=True)) - LIGHT for name, path in modules.items()}
     assert {name: libraries for name, libraries in heavy.items() if libraries} == {}
+
+
+def mentions_of_a_backend(path):
+    """Where a file imports a backend, names one in a string of its own, or asks Keras which one it is; by line."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = roots(imported(node)) if isinstance(node, (ast.Import, ast.ImportFrom)) else set()
+        is_name = isinstance(node, ast.Constant) and node.value in BACKENDS
+        if names & BACKENDS or is_name or (isinstance(node, ast.Attribute) and ast.unparse(node) == "keras.backend.backend"):
+            yield node.lineno
+
+
+def test_only_the_room_of_backends_and_the_formats_of_one_know_a_backend():
+    others = {name: path for name, path in MODULES.items() if wing_of(name) != "backends" and not name.startswith(FORMATS)}
+    others[""] = PACKAGE / "__init__.py"
+    assert {name: lines for name, path in others.items() if (lines := list(mentions_of_a_backend(path)))} == {}
+
+
+def test_a_backend_reads_no_other_one():
+    for name in BACKENDS:
+        heavy = roots(imports_of(MODULES[f"backends.{name}"], inside_functions=True)) - LIGHT
+        assert heavy <= {name}
 
 
 def lines_without_docstring(function):

@@ -1,6 +1,5 @@
 from .likelihood import Evaluation as Evaluation
 from .likelihood import Trace as Trace
-from .likelihood import compile_with_xla as compile_with_xla
 from .likelihood import count_text_characters as count_text_characters
 from .likelihood import evaluate as evaluate
 from .likelihood import evaluate_examples as evaluate_examples

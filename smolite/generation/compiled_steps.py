@@ -1,19 +1,17 @@
 """What an engine runs: a step over the key/value cache and a loop of greedy steps, compiled for the backend in use.
 
-Shapes use the legend at the top of `layers.py`. One seam per backend compiles; nothing else knows the backend.
+Shapes use the legend at the top of `layers.py`. How a backend compiles is in `smolite/backends`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
+from smolite.backends import backend
 from smolite.models import MASKED_SCORE, CausalLM, caches_written_by, rows_in_parts, rows_joined
 
 MOST_AHEAD = 32  # tokens picked in one call of the loop: enough to hide the call, few enough to be interrupted
-_ROW_PARTS = 4  # on two cores, 2 and 4 make steps equally fast, 8 slower ones
 
 
 def _forward(model: CausalLM, tokens, cache, starts, place):
@@ -71,95 +69,24 @@ def compiled(model: Any, function: Callable, *, is_step: bool) -> Callable:
         function: takes the model, a tensor, and more tensors, or lists and tuples of them.
         is_step: whether it is called often with the same shapes, and may take the memory of its second tensor, a cache.
     """
-    return _BACKENDS[keras.backend.backend()](model, function, is_step)
+    return backend().compiled(model, _as_step(function) if is_step else function, is_step=is_step)
 
 
-def _by_tensorflow(model: Any, function: Callable, is_step: bool) -> Callable:
-    """A graph that reads the variables; XLA for steps only, which it makes twice as fast."""
-    import tensorflow as tf
-
-    if is_step and not tf.config.list_physical_devices("GPU"):
-        function = _with_rows_in_parts(function)
-
-    @functools.cache
-    def recorded(shape):
-        # No Python branch or loop in it depends on a tensor: autograph would have nothing to rewrite.
-        return tf.function(functools.partial(function, model), jit_compile=is_step or None, autograph=False)
-
-    # One for each shape: TensorFlow warns of a function that it records for many.
-    return lambda first, *rest: recorded(tuple(first.shape))(first, *rest)
-
-
-def _by_jax(model: Any, function: Callable, is_step: bool) -> Callable:
-    """One program for all shapes alike; weights are arguments, the old cache's memory becomes the new one."""
-    import jax
-
-    if is_step and jax.default_backend() == "cpu":
-        function = _with_rows_in_parts(function)
-    stateless, weights = _stateless(model, function)
-    # Argument 2 is the cache, after weights and tokens. Given away, its memory is written in place; kept, every step would
-    # copy it whole.
-    program = jax.jit(stateless, donate_argnums=2 if is_step else ())
-    # Weights are arguments, because a program that closes over them holds them as constants: it would not see a later `fit`.
-    return lambda *inputs: program(weights(), *inputs)
-
-
-def _by_torch(model: Any, function: Callable, is_step: bool) -> Callable:
-    """A step is recorded once as a graph of torch operations, free of Keras' work per layer call; it writes to its cache."""
-    import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    stateless, weights = _stateless(model, function)
-    recorded: list[Callable] = []
-
-    @torch.no_grad()
-    def run(*inputs):
-        if not is_step:
-            return function(model, *inputs)
-        if not recorded:
-            with caches_written_by(_written_in_place):
-                # make_fx, not torch.compile: recording takes one forward and needs no C++ compiler on the user's machine.
-                recorded.append(make_fx(stateless)(weights(), *inputs))
-        return recorded[0](weights(), *inputs)
-
-    return run
-
-
-def _written_in_place(part: Any, starts: tuple, new: Any) -> Any:
-    """`ops.slice_update` of one slot of a torch tensor in its own memory; of the `starts` only the slot is a tensor."""
-    ((axis, slot),) = ((axis, start) for axis, start in enumerate(starts) if not isinstance(start, int))
-    return part.index_copy_(axis, slot.reshape(1).long(), new)
-
-
-def compiled_decoder(model: CausalLM) -> tuple[Callable, Callable | None]:
-    """`_forward` and, but on torch, `_greedy` of a model; on JAX prefill may take the memory of the cache, too."""
-    backend = keras.backend.backend()
-    prefill = compiled(model, _forward, is_step=backend == "jax")
-    decode = prefill if backend == "jax" else compiled(model, _forward, is_step=True)
-    # torch has no loop on the device: its `while_loop` would be one of Python.
-    greedy = None if backend == "torch" else compiled(model, _greedy, is_step=True)
-    return lambda tokens, *rest: (prefill if tokens.shape[1] > 1 else decode)(tokens, *rest), greedy
-
-
-def _with_rows_in_parts(function: Callable) -> Callable:
-    """`function`, for XLA on a processor, see `projections.py`."""
+def _as_step(function: Callable) -> Callable:
+    """`function`, recorded with the backend's way of writing to caches and of multiplying a single row."""
+    parts, write = backend().row_parts(), backend().write_slice
 
     def inside(*inputs):
-        with rows_in_parts(_ROW_PARTS):
+        with rows_in_parts(parts), caches_written_by(write):
             return function(*inputs)
 
     return inside
 
 
-def _stateless(model: Any, function: Callable) -> tuple[Callable, Callable]:
-    """`function` of the model as one of the weights too, and a function that returns today's weights."""
-    variables = model.variables
-
-    def stateless(weights, *inputs):
-        with keras.StatelessScope(list(zip(variables, weights, strict=True))):
-            return function(model, *inputs)
-
-    return stateless, lambda: [variable.value for variable in variables]
-
-
-_BACKENDS = {"tensorflow": _by_tensorflow, "jax": _by_jax, "torch": _by_torch}
+def compiled_decoder(model: CausalLM) -> tuple[Callable, Callable | None]:
+    """`_forward` of a model, and `_greedy`, or None where the backend compiles no loops."""
+    decode = compiled(model, _forward, is_step=True)
+    # A program of all lengths may take the memory of the cache at a prompt, too; else a prompt is no step.
+    prefill = decode if backend().is_one_program else compiled(model, _forward, is_step=False)
+    greedy = compiled(model, _greedy, is_step=True) if backend().has_loops else None
+    return lambda tokens, *rest: (prefill if tokens.shape[1] > 1 else decode)(tokens, *rest), greedy

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from smolite.backends import backend
+
 
 class Rematerialized(keras.layers.Layer):
     """A layer that `keras.RematScope` can have computed again, whatever arguments it takes, dropout included."""
@@ -42,13 +44,13 @@ def _kept_by_inputs(layer: Rematerialized, call: Callable, *args: Any, **kwargs:
         return call(*args_again, **kwargs_again)
 
     floats = [flat[place] for place in places]
-    if keras.backend.backend() == "torch":
-        return keras.remat(again)(*floats)  # which draws the same dropout again by itself
+    if backend().remat_keeps_state:
+        return keras.remat(again)(*floats)
     return _with_state_outside(layer, again, floats)
 
 
 def _with_state_outside(layer: Rematerialized, again: Callable, floats: list[Any]) -> Any:
-    """TensorFlow and JAX: weights come in as arguments, and the seeds of dropout that were drawn on go out as results.
+    """For pure functions: weights come in as arguments, and the seeds of dropout that were drawn on go out as results.
 
     A seed that changed inside would be drawn anew in the backward pass on TensorFlow, and on JAX belong to a finished trace.
     """

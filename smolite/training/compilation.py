@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from smolite.evaluation import compile_with_xla
+from smolite.backends import backend
 from smolite.models import CausalLM, NextTokenLoss, Perplexity
 from smolite.training.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate
 from smolite.training.options import TrainingOptions
@@ -22,7 +22,7 @@ def compile_for_training(model: CausalLM, options: TrainingOptions, *, total_ste
         adamw(options, total_steps=total_steps),
         loss=NextTokenLoss(options.label_smoothing),
         weighted_metrics=[Perplexity(), keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        jit_compile=compile_with_xla(),
+        jit_compile=backend().jit_compile(),
     )
 
 
@@ -40,7 +40,7 @@ def adamw(options: TrainingOptions, *, total_steps: int) -> keras.optimizers.Opt
     }
     if options.layer_decay < 1:
         return LayerwiseAdamW(**settings, layer_decay=options.layer_decay)
-    optimizer = (FusedAdamW if keras.backend.backend() == "torch" else keras.optimizers.AdamW)(**settings)
+    optimizer = (FusedAdamW if backend().one_pass else keras.optimizers.AdamW)(**settings)
     # Decay pulls towards 0, which is no neutral value for the scale of a norm.
     optimizer.exclude_from_weight_decay(var_names=["scale", "gamma", "beta", "bias"])
     return optimizer

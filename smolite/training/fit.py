@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from smolite.backends import backend
 from smolite.checkpoint import Run, load, save
 from smolite.data import ChatDataset, ChatTemplate
 from smolite.text import Tokenizer
@@ -164,7 +165,7 @@ def train(
 def train_run(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
     """`model.fit` with everything around it, then the run directory."""
     workplace.begin()
-    run = run.replace(recipe={**run.recipe, "backend": keras.backend.backend()})
+    run = run.replace(recipe={**run.recipe, "backend": backend().name})
     dataset = ChatDataset(
         split.rows,
         options.batch_size,

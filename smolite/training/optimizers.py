@@ -1,11 +1,12 @@
 """What Keras' optimizers lack here: a schedule by updates, rates that fall from block to block, a fast step on torch."""
 
-import math
 import re
 from typing import Any
 
 import keras
 from keras import ops
+
+from smolite.backends import OnePass, backend
 
 
 @keras.saving.register_keras_serializable("smolite")
@@ -37,10 +38,10 @@ class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class _OnePass:
-    """Adam's step on the torch backend in one pass over weights, gradients and moments; elsewhere Keras' own.
+    """Adam's step in one pass over weights, gradients and moments, on a backend that has `one_pass`; elsewhere Keras' own.
 
-    Keras' takes some fifteen operations over all of them, each with a result in new memory. Clipping by the global norm
-    changes the gradients in place, and those of several batches are added up in place.
+    Keras' takes some fifteen operations over all of them. Clipping by the global norm changes the gradients in place, and those
+    of several batches are added up in place.
     """
 
     amsgrad: bool
@@ -50,73 +51,52 @@ class _OnePass:
         """The share of the learning rate, and the weight decay, of a variable."""
         raise NotImplementedError
 
-    def _is_one_pass(self) -> bool:
-        return keras.backend.backend() == "torch" and not (self.amsgrad or self.use_ema)
+    def _one_pass(self) -> OnePass | None:
+        return None if self.amsgrad or self.use_ema else backend().one_pass
 
     def _clip_gradients(self, grads):
+        one_pass = self._one_pass()
         # `clipnorm`, of each gradient by itself, wins in Keras where both are set.
-        if not self._is_one_pass() or not self.global_clipnorm or self.clipnorm:
+        if one_pass is None or not self.global_clipnorm or self.clipnorm:
             return super()._clip_gradients(grads)
-        import torch
-
-        with torch.no_grad():
-            # One fused pass for the norm and one for the scaling. Keras' clipping makes a new array for each gradient.
-            norm = torch.nn.utils.get_total_norm(grads)
-            torch._foreach_mul_(grads, torch.clamp(self.global_clipnorm / norm, max=1.0))
+        one_pass.clip_by_global_norm(grads, self.global_clipnorm)
         return grads
 
     def _backend_increment_gradient_accumulators(self, grads, acc_grads):
-        if not self._is_one_pass():
+        if (one_pass := self._one_pass()) is None:
             return super()._backend_increment_gradient_accumulators(grads, acc_grads)
-        import torch
-
-        with torch.no_grad():
-            torch._foreach_add_([sums.value for sums in acc_grads], grads)
+        one_pass.add([sums.value for sums in acc_grads], grads)
 
     def _backend_reset_gradient_accumulators(self):
-        if not self._is_one_pass():
+        if (one_pass := self._one_pass()) is None:
             return super()._backend_reset_gradient_accumulators()
-        import torch
-
-        with torch.no_grad():
-            torch._foreach_zero_([sums.value for sums in self._accumulated_gradients if sums is not None])
+        one_pass.clear([sums.value for sums in self._accumulated_gradients if sums is not None])
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        """Keras adds `epsilon` before the correction of the second moment, torch after it, hence the quotient."""
-        if not self._is_one_pass():
+        if (one_pass := self._one_pass()) is None:
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
-        import torch
-        from torch.optim.adamw import adamw
-
         # Variables of one rate and decay go into one call: two groups without `layer_decay`, some per block with it.
-        count, groups = int(self.iterations), {}
+        groups = {}
         for pair in zip(grads, trainable_variables, strict=True):
             groups.setdefault(self._share_and_decay(pair[1]), []).append(pair)
-        epsilon = self.epsilon / math.sqrt(1 - self.beta_2 ** (count + 1))
-        settings = {"beta1": self.beta_1, "beta2": self.beta_2, "eps": epsilon, "amsgrad": False, "maximize": False}
         for (share, decay), pairs in groups.items():
             places = [self._get_variable_index(variable) for _, variable in pairs]
-            weights = [variable.value for _, variable in pairs]
-            with torch.no_grad():
-                adamw(
-                    weights,
-                    [gradient for gradient, _ in pairs],
-                    [self._momentums[place].value for place in places],
-                    [self._velocities[place].value for place in places],
-                    [],
-                    # torch counts up in place before it corrects; Keras' counter is its own and must not move, hence new
-                    # tensors.
-                    [torch.tensor(float(count), device=weight.device) for weight in weights],
-                    fused=True,
-                    lr=float(learning_rate) * share,
-                    weight_decay=decay,
-                    **settings,
-                )
+            one_pass.adamw(
+                [variable.value for _, variable in pairs],
+                [gradient for gradient, _ in pairs],
+                ([self._momentums[place].value for place in places], [self._velocities[place].value for place in places]),
+                count=int(self.iterations),
+                learning_rate=float(learning_rate) * share,
+                weight_decay=decay,
+                beta_1=self.beta_1,
+                beta_2=self.beta_2,
+                epsilon=self.epsilon,
+            )
 
 
 @keras.saving.register_keras_serializable("smolite")
 class FusedAdamW(_OnePass, keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` for the torch backend, in one pass over weights, gradients and moments.
+    """`keras.optimizers.AdamW` for a backend that has `one_pass`: torch. Weights, gradients and moments are walked once.
 
     `amsgrad` and an average of the weights (`use_ema`) are left to `keras.optimizers.AdamW`.
 
@@ -143,7 +123,7 @@ class FusedAdamW(_OnePass, keras.optimizers.AdamW):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """On another backend than torch, Keras' own with the same settings and state."""
-        if keras.backend.backend() == "torch":
+        if backend().one_pass:
             return super().from_config(config, custom_objects)
         return keras.optimizers.AdamW.from_config(config, custom_objects)
 

@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from smolite import checkpoint
+from smolite.backends import backend
 from smolite.checkpoint import export_folder, resolve_model
 from smolite.data import Conversation, Message, read_conversations
 from smolite.evaluation import evaluate, trace
@@ -114,7 +114,7 @@ def verify(
 
 def _open_artifacts(folder: Path, loaded: checkpoint.Run) -> tuple[dict[str, Row], dict[str, Engine]]:
     """Rows and engines by name; a file that its runtime refuses, or that has none here, has a problem and no engine."""
-    rows = {KERAS_ROW: Row(artifact=KERAS_ROW, runtime=f"Keras, {keras.backend.backend()}")}
+    rows = {KERAS_ROW: Row(artifact=KERAS_ROW, runtime=f"Keras, {backend().name}")}
     engines: dict[str, Engine] = {}
     for target in TARGETS.values():
         for name in filter(lambda name: (folder / name).exists(), target.file_names.values()):
