@@ -55,34 +55,6 @@ def test_packed_rows_equal_the_reference_and_the_texts_alone(model):
     np.testing.assert_allclose(packed[5:9], alone[1, :4], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("with_segments", [False, True])
-def test_padding_on_the_right_changes_no_real_logit(model, with_segments):
-    plain = run(model, ROWS)
-    for pad in (0, 60):
-        inputs = {"tokens": np.concatenate([ROWS[:, :7], np.full((2, 4), pad, "int32")], axis=1)}
-        if with_segments:
-            inputs["segments"] = np.repeat([[1] * 7 + [0] * 4], 2, axis=0).astype("int32")
-        np.testing.assert_allclose(run(model, inputs)[:, :7], plain[:, :7], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("with_segments", [False, True])
-def test_a_token_changes_nothing_before_it_and_everything_after(model, with_segments):
-    segments = {"segments": np.ones_like(ROWS)} if with_segments else {}
-    changed = np.array(ROWS)
-    changed[:, 6] = (changed[:, 6] + 1) % 61
-    before, after = (run(model, {"tokens": tokens, **segments}) for tokens in (ROWS, changed))
-    difference = np.abs(before - after).max(axis=(0, 2))
-    assert difference[:6].max() < 1e-6 and difference[6:].min() > 1e-3
-
-
-def test_loss_at_picks_positions(model):
-    places = np.array([[2, 7, 7, 0], [10, 0, 3, 4]], "int32")
-    full = run(model, ROWS)
-    picked = run(model, {"tokens": ROWS, "loss_at": places})
-    assert picked.shape == (2, 4, 97)
-    np.testing.assert_allclose(picked, np.take_along_axis(full, places[..., None], axis=1), rtol=0, atol=1e-5)
-
-
 def test_a_bare_array_is_the_dictionary_with_tokens_alone(model):
     bare = run(model, ROWS)
     spelt_out = {"tokens": ROWS, "positions": np.repeat(np.arange(11)[None], 2, axis=0), "loss_at": None}
@@ -90,26 +62,6 @@ def test_a_bare_array_is_the_dictionary_with_tokens_alone(model):
         np.testing.assert_allclose(run(model, inputs), bare, rtol=0, atol=5e-5)
     np.testing.assert_allclose(model.predict(ROWS, verbose=0), bare, rtol=0, atol=5e-5)
     assert model(keras.Input((7,), dtype="int32")).shape == (None, 7, 97)
-
-
-@pytest.mark.parametrize(
-    "inputs, message",
-    [
-        ({"ids": ROWS}, 'a dictionary with "tokens".*Received keys: ids. Leave out: ids'),
-        ({"tokens": ROWS, "mask": ROWS}, "Received keys: tokens, mask. Leave out: mask"),
-        ({"segments": ROWS}, 'with "tokens".*Received keys: segments. Leave out: nothing'),
-        ({}, "Received keys: none"),
-    ],
-)
-def test_unknown_and_missing_inputs_are_refused(model, inputs, message):
-    with pytest.raises(ValueError, match=message):
-        model(inputs)
-
-
-@pytest.mark.parametrize("name", AWKWARD_CONFIGS)
-def test_the_model_has_the_parameters_its_config_counts(models, name):
-    assert models[name].count_params() == AWKWARD_CONFIGS[name].num_parameters
-    assert len(models[name].weights) == 9 * AWKWARD_CONFIGS[name].num_layers + 2
 
 
 def test_the_small_preset_builds():

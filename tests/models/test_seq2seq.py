@@ -57,16 +57,6 @@ def test_packed_pairs_equal_the_pairs_alone(models, name):
     np.testing.assert_allclose(found[:12], np.concatenate([first, second]), rtol=0, atol=1e-4)
 
 
-def test_padding_changes_no_real_logit(model):
-    plain = run(model, BOTH)
-    for pad in (0, 60):
-        more = np.full((2, 3), pad, "int32")
-        segments = np.repeat([[1] * 13 + [0] * 3], 2, axis=0).astype("int32")
-        source = {"source": np.concatenate([SOURCES, more], axis=1), "source_segments": segments}
-        found = run(model, {**source, "tokens": np.concatenate([ROWS, more], axis=1)})
-        np.testing.assert_allclose(found[:, :9], plain, rtol=0, atol=5e-5)
-
-
 def change(row, place):
     changed = np.array(row)
     changed[:, place] = (changed[:, place] + 1) % 61
@@ -88,17 +78,6 @@ def test_the_encoder_looks_both_ways(model):
     plain = run(keys, SOURCES)
     for place in (0, 12):
         assert np.abs(run(keys, change(SOURCES, place)) - plain).max(axis=(0, 1, 3)).min() > 1e-3
-
-
-def test_a_target_token_changes_nothing_before_it_and_everything_after(model):
-    difference = np.abs(run(model, {**BOTH, "tokens": change(ROWS, 4)}) - run(model, BOTH)).max(axis=(0, 2))
-    assert difference[:4].max() < 1e-6 and difference[4:].min() > 1e-3
-
-
-def test_loss_at_picks_places_of_the_target(model):
-    places = np.array([[2, 7, 7, 0], [8, 0, 3, 4]], "int32")
-    expected = np.take_along_axis(run(model, BOTH), places[..., None], axis=1)
-    np.testing.assert_allclose(run(model, {**BOTH, "loss_at": places}), expected, rtol=0, atol=1e-5)
 
 
 def cached_logits(model, splits):
@@ -138,13 +117,6 @@ def test_padding_that_sees_no_source_is_a_number_in_float16():
     assert np.isfinite(run(half, {**whole, "tokens": tokens, "positions": positions, "segments": segments})).all()
 
 
-@pytest.mark.parametrize("name", PAIR_CONFIGS)
-def test_the_model_has_the_parameters_its_config_counts(models, name):
-    assert models[name].count_params() == PAIR_CONFIGS[name].num_parameters
-    weights = model_weights(models[name])
-    assert {key: weight.shape for key, weight in weights.items()} == reference.tensor_shapes(PAIR_CONFIGS[name])
-
-
 def test_keras_saves_and_loads_the_model(models, tmp_path):
     models["learned"].save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -160,19 +132,6 @@ def test_dropout_drops_only_while_training(model):
     states = [[variable.value for variable in part] for part in (drops.trainable_variables, drops.non_trainable_variables)]
     trained, _ = run(lambda weights, others: drops.stateless_call(weights, others, BOTH, training=True), *states)
     assert np.abs(trained - run(model, BOTH)).max() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (ROWS, 'a dictionary with "source" and "tokens".*Received keys: none'),
-        ({"tokens": ROWS}, 'with "source" and "tokens".*Received keys: tokens. Leave out: nothing'),
-        ({**BOTH, "mask": ROWS}, "Received keys: source, tokens, mask. Leave out: mask"),
-    ],
-)
-def test_unknown_and_missing_inputs_are_refused(model, inputs, message):
-    with pytest.raises(ValueError, match=message):
-        model(inputs)
 
 
 @pytest.mark.parametrize("name", ["source", "tokens"])
