@@ -1,6 +1,6 @@
 """What each verb of the command line does: a public function of the library, with its outcome printed.
 
-Those that need no backend are elsewhere: `text_verbs`, `exporters.planning`.
+Where each function is, `catalogue` says; those of data and plans are elsewhere.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def finetune(*, dataset: str, out: str, **settings: Any) -> None:
 
 
 def pairs(*, dataset: str, out: str, **settings: Any) -> None:
-    """Trains an encoder-decoder on pairs; see `pair_recipes.train_pairs`."""
+    """Trains an encoder-decoder on pairs; see `training.train_pairs`."""
     _report(training.train_pairs(dataset, out, **_with_options(settings)), out)
 
 
@@ -47,10 +47,10 @@ def _with_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _report(run: checkpoint.Run, out: str) -> None:
     rows = run.recipe["log"]
-    best = rows[run.recipe["best_epoch"] - 1]  # 0 where the last was kept
+    saved = rows[run.recipe["saved_epoch"] - 1]
     advice = f"Talk with it: smolite chat {out}" if run.template else f"Let it write: smolite generate {out} SOURCE"
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "epoch")
-    print(f"\n{out}: epoch {best['epoch']} kept ({figures})\n{advice}")
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in saved.items() if name != "epoch")
+    print(f"\n{out}: epoch {saved['epoch']} kept ({figures})\n{advice}")
 
 
 def chat(*, run: str, engine: str, system: str | None, prompt: str | None, max_new_tokens: int, **sampling: Any) -> None:
@@ -107,7 +107,7 @@ def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampl
 
 
 def app(*, run: str, engine: str, host: str, port: int) -> None:
-    """Serves a page to talk with the run; see `serve_app`."""
+    """Serves a page to talk with the run; see `serving.serve_app`."""
     serving.serve_app(run, engine=ENGINE_FILES.get(engine, engine), host=host, port=port)
 
 
@@ -117,7 +117,7 @@ def export(*, run: str, **settings: Any) -> None:
 
 
 def convert(*, source: str, out: str, **settings: Any) -> None:
-    """Writes a model in another form; see `conversion.convert`."""
+    """Writes a model in another form; see `exporters.convert`."""
     print(exporters.convert(source, out, **settings))
 
 
@@ -129,7 +129,7 @@ def verify(*, run: str, out: str | None, measure: bool, browser: str | None) -> 
 
 
 def quality(*, run: str, dataset: str, **settings: Any) -> None:
-    """Prints what every way to quantize costs, and the file that was kept; see `quality.smallest`."""
+    """Prints what every way to quantize costs, and the file that was kept; see `exporters.smallest`."""
     ladder = exporters.smallest(run, dialogues=dataset, **settings)
     print(f"{ladder.table()}\n{ladder.path}")
 
@@ -147,7 +147,7 @@ def quantize(*, run: str, bits: int, out: str, overwrite: bool) -> None:
 
 
 def params(*, model: str) -> None:
-    """Prints the parameters by kind of layer; see `parameter_table`."""
+    """Prints the parameters by kind of layer; see `models.show_parameters`."""
     config = models.PRESETS[model] if model in models.PRESETS else checkpoint.load_config(model)
     print(models.show_parameters(config))
 

@@ -80,9 +80,9 @@ def dialogue_pairs(conversations: Iterable[Conversation]) -> list[Pair]:
     pairs = []
     for conversation in conversations:
         texts = [message.content for message in conversation.messages]
-        for place, message in enumerate(conversation.messages):
+        for number, message in enumerate(conversation.messages):
             if message.role == "assistant" and message.content:
-                pairs.append(Pair("\n".join(texts[:place]), message.content, conversation.source))
+                pairs.append(Pair("\n".join(texts[:number]), message.content, conversation.source))
     return pairs
 
 

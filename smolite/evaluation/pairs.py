@@ -64,7 +64,7 @@ def best_targets(scorer: PairScorer, source: str, candidates: Sequence[str], *, 
     if not candidates or count < 1:
         raise ValueError(f"One candidate or more must be chosen from. Received: {len(candidates)}, and `count` {count}.")
     nll = scorer.score(source, candidates) / np.array([len(text) + 1 for text in candidates])
-    return [candidates[place] for place in sorted(np.argsort(nll, kind="stable")[:count])]
+    return [candidates[number] for number in sorted(np.argsort(nll, kind="stable")[:count])]
 
 
 def sentences(text: str) -> list[str]:
@@ -77,9 +77,9 @@ def spans(text: str, *, most_words: int) -> list[str]:
 
     Example: `"그는 왔다. 나도."` with 2 → `["그는", "그는 왔다", "왔다", "나도"]`.
     """
-    found: dict[str, None] = {}
+    spans: dict[str, None] = {}
     for words in map(str.split, sentences(text)):
         for first in range(len(words)):
             for last in range(first + 1, min(first + most_words, len(words)) + 1):
-                found[" ".join(words[first:last]).strip(".,!?。！？…\"'“”‘’()")] = None
-    return [span for span in found if span]
+                spans[" ".join(words[first:last]).strip(".,!?。！？…\"'“”‘’()")] = None
+    return [span for span in spans if span]

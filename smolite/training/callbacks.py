@@ -197,12 +197,13 @@ class TrainingState(keras.callbacks.Callback):
         """Whether the validation has not become better for `patience` epochs."""
         return bool(self.patience and self.epoch - self.best_epoch >= self.patience)
 
-    def put_best(self, model: keras.Model) -> None:
-        """Puts the weights of the best validation into `model`; without any, it stays as it is."""
+    def put_best(self, model: keras.Model) -> int:
+        """Puts the weights of the best validation into `model`, and returns their epoch; without any, those are the last."""
         if self.best_epoch:
             tensors = load_file(self.folder / self.best_weights)
             for name, variable in _weights(model).items():
                 variable.assign(tensors[name])
+        return self.best_epoch or self.epoch
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -195,9 +195,8 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
         callbacks=[*_reports(split, dataset, options, sample), journal, state, progress.TimeLeft()],
         verbose=_verbosity(),
     )
-    if options.restore_best_weights:
-        state.put_best(run.model)
-    recipe = {**run.recipe, "log": journal.rows, "best_epoch": state.best_epoch if options.restore_best_weights else 0}
+    saved_epoch = state.put_best(run.model) if options.restore_best_weights else state.epoch
+    recipe = {**run.recipe, "log": journal.rows, "saved_epoch": saved_epoch}
     save(workplace.out, run.model, run.tokenizer, template=run.template, recipe=recipe, overwrite=True)
     workplace.finish()
     return run.replace(recipe=recipe)

@@ -108,8 +108,8 @@ class Texts(Material):
         rows = text_rows(items, form.tokenizer, length=form.length)
         if not held_out:
             return Split(rows, shown=items[:SAMPLES])
-        aside = text_rows(held_out, form.tokenizer, length=form.length)
-        return Split(rows, aside, count_text_characters(held_out, form.tokenizer), held_out[:SAMPLES])
+        validation = text_rows(held_out, form.tokenizer, length=form.length)
+        return Split(rows, validation, count_text_characters(held_out, form.tokenizer), held_out[:SAMPLES])
 
     def sampler(self, run: Run, split: Split, options: TrainingOptions) -> Callable[[], str]:
         """How the model goes on with the first texts."""
@@ -173,8 +173,8 @@ class Pairs(Material):
     def split(self, items: Sequence[Pair], held_out: Sequence[Pair], form: Form) -> Split:
         """Rows of sources and targets; what does not fit goes as in `fit_pairs`."""
         lengths = {"source_length": form.length, "target_length": form.length}
-        aside = fit_pairs(held_out, form.tokenizer, **lengths) if held_out else None
-        return split_of(fit_pairs(items, form.tokenizer, **lengths), aside, longest=form.length, what="pairs")
+        validation = fit_pairs(held_out, form.tokenizer, **lengths) if held_out else None
+        return split_of(fit_pairs(items, form.tokenizer, **lengths), validation, longest=form.length, what="pairs")
 
     def sampler(self, run: Run, split: Split, options: TrainingOptions) -> Callable[[], str]:
         """What the model writes for the first sources."""
@@ -183,15 +183,15 @@ class Pairs(Material):
         return lambda: sample_targets(engine, run, [pair.source for pair in split.shown])
 
 
-def split_of(fitted: Fitted, aside: Fitted | None, *, longest: int, what: str) -> Split:
+def split_of(fitted: Fitted, held_out: Fitted | None, *, longest: int, what: str) -> Split:
     """Packs examples, with sources or without, into rows of at most `longest` tokens on either side, and says how full."""
-    examples = [*fitted.examples, *(aside.examples if aside else ())]
+    examples = [*fitted.examples, *(held_out.examples if held_out else ())]
     source_length, length = row_lengths(examples, longest)
     rows = pack(fitted.examples, length, source_length=source_length)
     width = f"{source_length} and {length}" if source_length else f"{length}"
     shape = f"{len(rows):,} rows of {width}, {rows.fill:.0%} full, {rows.num_trained:,} trained tokens"
     print(f"{fitted.summary()} {what} → {shape}")
-    if aside is None:
+    if held_out is None:
         return Split(rows, shown=fitted.kept[:SAMPLES])
-    held_out = pack(aside.examples, length, source_length=source_length)
-    return Split(rows, held_out, aside.num_characters, aside.kept[:SAMPLES])
+    validation = pack(held_out.examples, length, source_length=source_length)
+    return Split(rows, validation, held_out.num_characters, held_out.kept[:SAMPLES])

@@ -80,11 +80,11 @@ class _OnePass:
         for pair in zip(grads, trainable_variables, strict=True):
             groups.setdefault(self._share_and_decay(pair[1]), []).append(pair)
         for (share, decay), pairs in groups.items():
-            places = [self._get_variable_index(variable) for _, variable in pairs]
+            indices = [self._get_variable_index(variable) for _, variable in pairs]
             one_pass.adamw(
                 [variable.value for _, variable in pairs],
                 [gradient for gradient, _ in pairs],
-                ([self._momentums[place].value for place in places], [self._velocities[place].value for place in places]),
+                ([self._momentums[index].value for index in indices], [self._velocities[index].value for index in indices]),
                 count=int(self.iterations),
                 learning_rate=float(learning_rate) * share,
                 weight_decay=decay,
@@ -181,11 +181,11 @@ def rate_shares(paths: list[str], layer_decay: float) -> list[float]:
         paths: of the variables; a block's have `block_<i>/` in it, those of an encoder `encoder_<i>/`.
         layer_decay: share that is left from a block to the one before it.
     """
-    found = [re.search(r"(?:^|/)(block|memory|encoder)_(\d+)/", path) for path in paths]
-    places = [(match[1] == "encoder", int(match[2])) for match in found if match]
-    encoder = 1 + max((number for is_encoder, number in places if is_encoder), default=-1)
-    last = encoder + 1 + max((number for is_encoder, number in places if not is_encoder), default=-1)
-    return [layer_decay ** (last - _depth(path, match, encoder, last)) for path, match in zip(paths, found, strict=True)]
+    matches = [re.search(r"(?:^|/)(block|memory|encoder)_(\d+)/", path) for path in paths]
+    blocks = [(match[1] == "encoder", int(match[2])) for match in matches if match]
+    encoder = 1 + max((number for is_encoder, number in blocks if is_encoder), default=-1)
+    last = encoder + 1 + max((number for is_encoder, number in blocks if not is_encoder), default=-1)
+    return [layer_decay ** (last - _depth(path, match, encoder, last)) for path, match in zip(paths, matches, strict=True)]
 
 
 def _depth(path: str, match: re.Match[str] | None, encoder: int, last: int) -> int:

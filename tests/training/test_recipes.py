@@ -73,7 +73,7 @@ def test_the_recipe_tells_how_the_run_was_made(finetuned, folder):
     recipe = json.loads((finetuned[0].path / "recipe.json").read_text("utf-8"))
     assert (recipe["verb"], recipe["preset"], recipe["options"]) == ("finetune", "tiny", OPTIONS.to_dict())
     assert recipe["dataset"] == str(folder / "Smolwrite-dataset") and recipe["validation"] == str(folder / "held-out.jsonl")
-    assert [row["epoch"] for row in recipe["log"]] == [1, 2] and recipe["best_epoch"] == 2
+    assert [row["epoch"] for row in recipe["log"]] == [1, 2] and recipe["saved_epoch"] == 2
 
 
 def test_log_and_curve(finetuned):
@@ -157,7 +157,7 @@ def test_finetuning_starts_from_a_run(pretrained, folder):
         np.testing.assert_allclose(left, right, rtol=0, atol=1e-7)
     assert run.tokenizer.model_proto == pretrained.tokenizer.model_proto
     assert run.model.config.dropout == 0.3 and run.recipe["start"] == str(pretrained.path)
-    assert "preset" not in run.recipe and run.recipe["best_epoch"] == 0
+    assert "preset" not in run.recipe and run.recipe["saved_epoch"] == 1
 
 
 @pytest.mark.slow

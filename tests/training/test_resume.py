@@ -77,7 +77,7 @@ def unbroken(tmp_path_factory):
 def killed(tmp_path_factory, unbroken):
     """The folder of a training that died in the epoch after its best one, between two batches of one update."""
     folder = tmp_path_factory.mktemp("killed")
-    step = (unbroken[1]["best_epoch"] * STEPS + STEPS // 2) * ACCUMULATION + 1
+    step = (unbroken[1]["saved_epoch"] * STEPS + STEPS // 2) * ACCUMULATION + 1
     paths = [str(Path(__file__).parents[level]) for level in (0, 1, 2)]
     code = KILLED.format(paths=paths, step=step)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, capture_output=True, text=True)
@@ -99,7 +99,7 @@ def without_speed(rows):
 
 def test_the_unbroken_training_is_worth_the_name(unbroken):
     epochs = len(unbroken[1]["log"])
-    assert 0 < unbroken[1]["best_epoch"] == epochs - 2 < epochs < OPTIONS["epochs"], "it must end by patience"
+    assert 0 < unbroken[1]["saved_epoch"] == epochs - 2 < epochs < OPTIONS["epochs"], "it must end by patience"
 
 
 def held_out_bits(folder):
@@ -113,12 +113,12 @@ def held_out_bits(folder):
 def test_the_weights_of_the_best_epoch_are_the_ones_saved(unbroken):
     bits, logged = held_out_bits(unbroken[0])
     assert bits == pytest.approx(min(logged), rel=1e-4) and min(logged) < logged[-1]
-    assert logged.index(min(logged)) == unbroken[1]["best_epoch"] - 1
+    assert logged.index(min(logged)) == unbroken[1]["saved_epoch"] - 1
 
 
 @pytest.mark.slow
 def test_the_last_weights_are_saved_when_asked_for(tmp_path, unbroken):
-    assert train(tmp_path, restore_best_weights=False).recipe["best_epoch"] == 0
+    assert train(tmp_path, restore_best_weights=False).recipe["saved_epoch"] == len(unbroken[1]["log"])
     bits, logged = held_out_bits(tmp_path)
     assert bits == pytest.approx(logged[-1], rel=1e-4) and min(logged) < logged[-1]
     assert logged == [row["val_bits_per_character"] for row in unbroken[1]["log"]]
@@ -127,7 +127,7 @@ def test_the_last_weights_are_saved_when_asked_for(tmp_path, unbroken):
 def test_a_killed_training_left_nothing_but_its_state(killed, unbroken):
     assert {path.name for path in killed.iterdir()} == {"train.jsonl", "held-out.jsonl", "run.training"}
     state = json.loads((killed / "run.training" / "state.json").read_text("utf-8"))
-    assert state["epoch"] == state["best_epoch"] == unbroken[1]["best_epoch"]
+    assert state["epoch"] == state["best_epoch"] == unbroken[1]["saved_epoch"]
 
 
 def test_a_killed_and_resumed_training_ends_with_the_same_bits(stopped, unbroken, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(stopped, unbroken
     run = train(stopped, resume=True)
     folder, recipe = unbroken
     assert (stopped / "run/model.safetensors").read_bytes() == (folder / "run/model.safetensors").read_bytes()
-    assert run.recipe["best_epoch"] == recipe["best_epoch"]
+    assert run.recipe["saved_epoch"] == recipe["saved_epoch"]
     assert without_speed(run.recipe["log"]) == without_speed(recipe["log"])
     assert not (stopped / "run.training").exists() and (stopped / "run/log.csv").exists()
 
