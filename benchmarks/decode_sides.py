@@ -88,7 +88,7 @@ def transformers(job: dict[str, Any], link: Link, config: ModelConfig, prompt: n
 
 def build_files(job: dict[str, Any], link: Link, config: ModelConfig, prompt: np.ndarray) -> Decoder:
     """Writes the .tflite files of `smolite export`, float32 and int8."""
-    from smolite.exporters.edge.signatures import choose_lengths
+    from smolite.exporters.edge.names import choose_lengths
     from smolite.exporters.litert import build as tflite
     from smolite.models.causal_lm import CausalLM
 

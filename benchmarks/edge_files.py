@@ -109,7 +109,7 @@ def main(job: dict[str, Any], link: Link) -> None:
 
 def make_ours(folder: Path, run: Any, job: dict[str, Any]) -> None:
     """The .tflite and .litertlm files: the float model converted once for each, the others quantized from it."""
-    from smolite.exporters.edge.signatures import choose_windows
+    from smolite.exporters.edge.names import choose_windows
     from smolite.exporters.litert import build as tflite
     from smolite.exporters.litert.quantization import quantize_tflite
     from smolite.exporters.litertlm.build import bundle

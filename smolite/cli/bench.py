@@ -7,8 +7,8 @@ from functools import partial
 from typing import TypeVar
 
 from smolite import checkpoint
-from smolite.cli.engines import ENGINE_FILES, open_engine
-from smolite.exporters import TARGETS, count_slots, measure_speeds
+from smolite.cli.engines import open_engine
+from smolite.exporters import engine_files, target_files
 from smolite.generation import Engine
 
 Opened = TypeVar("Opened")
@@ -17,21 +17,23 @@ Opened = TypeVar("Opened")
 def bench(*, run: str, repeats: int, tokens: int) -> None:
     """Prints tokens per second of every engine of a run, medians and spread of interleaved repetitions.
 
-    .litertlm files are measured by LiteRT-LM's own benchmark mode. A file without its runtime is left out, and named.
+    A file whose runtime gives no logits is measured by the runtime itself. One without its runtime is left out, and named.
     """
     if repeats < 1 or tokens < 1:
         raise ValueError(f"`repeats` and `tokens` must be at least 1. Received: {repeats} and {tokens}. Measure something.")
     opened = checkpoint.open_run(run)
     folder = opened.exports
-    names = ["keras", *(name for name, file in ENGINE_FILES.items() if (folder / file).exists())]
-    bundles = [file for file in TARGETS["litertlm"].file_names.values() if (folder / file).exists()]
+    names = ["keras", *(name for name, file in engine_files().items() if (folder / file).exists())]
+    present = {name: file.target for name, file in target_files().items() if (folder / name).exists()}
+    bundles = {name: target for name, target in present.items() if target.speeds_of}
     engines, missing = _present(names, partial(open_engine, opened))
-    slots, without = _present(bundles, lambda file: count_slots(folder / file))
+    slots, without = _present(list(bundles), lambda file: bundles[file].call("slots_of", folder / file))
     room = min([*(engine.context_length for engine in engines.values()), *slots.values()])
     prompt = [index % opened.tokenizer.vocab_size for index in range(max(room // 2, 1))]
     count = min(tokens, room - len(prompt))
     turns = {name: partial(_speeds, engine, prompt, count=count) for name, engine in engines.items()}
-    turns |= {file: partial(measure_speeds, folder / file, prompt_tokens=len(prompt), new_tokens=count) for file in slots}
+    lengths = {"prompt_tokens": len(prompt), "new_tokens": count}
+    turns |= {file: partial(bundles[file].call, "speeds_of", folder / file, **lengths) for file in slots}
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for _ in range(repeats + 1):
         for name, turn in turns.items():

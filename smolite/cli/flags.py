@@ -11,12 +11,9 @@ from collections.abc import Callable
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from smolite.cli.arguments import Parser
+from smolite.exporters import TARGETS, engine_files, target_files
 from smolite.models import PRESETS
 from smolite.training import RECIPES, TrainingOptions
-
-FORMATS = ["tflite", "saved_model", "litertlm", "gguf"]
-WAYS = ["f16", "int8", "int4_int8", "int4_block32", "int4"]  # as in `exporters.quantization`
-ENGINES = ["keras", "tflite", *WAYS, "saved_model", "gguf", "gguf_f16", "q8_0", "q4_0"]  # as in `engines.ENGINE_FILES`
 
 WINDOWS_HELP = "tflite: slots that short chats are answered from; default: a quarter and half of the cache, from 128 on"
 GROWING_HELP = "litertlm: caches as long as the chat so far; quicker, and for the CPU alone"
@@ -111,13 +108,13 @@ def _generate(parser: Parser) -> None:
 
 def _app(parser: Parser) -> None:
     parser.add_argument("run", help="run directory, or a model's name on the hub")
-    parser.add_argument("--engine", choices=ENGINES, default="keras", help="what runs the model at first")
+    parser.add_argument("--engine", choices=_engines(), default="keras", help="what runs the model at first")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets others in")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at")
 
 
 def _add_sampling(parser: Parser, *, temperature: float) -> None:
-    parser.add_argument("--engine", choices=ENGINES, default="keras", help="what runs the model")
+    parser.add_argument("--engine", choices=_engines(), default="keras", help="what runs the model")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="the most tokens to write")
     parser.add_argument("--min-new-tokens", type=int, default=0, help="the fewest tokens to write")
     parser.add_argument("--temperature", type=float, default=temperature, help="0 always takes the likeliest token")
@@ -130,9 +127,8 @@ def _add_sampling(parser: Parser, *, temperature: float) -> None:
 
 def _export(parser: Parser) -> None:
     parser.add_argument("run", help="run directory")
-    parser.add_argument("--format", choices=FORMATS, default="tflite", help="kind of file")
-    ways = f"tflite, litertlm: {', '.join(WAYS)}; gguf: f16, q8_0, q4_0; default: float32"
-    parser.add_argument("--quantize", choices=[*WAYS, "q8_0", "q4_0"], help=ways)
+    parser.add_argument("--format", choices=list(TARGETS), default="tflite", help="kind of file")
+    parser.add_argument("--quantize", choices=_ways(), help=_ways_help())
     parser.add_argument("--out", help="folder to write to; default: export in the run directory")
     parser.add_argument("--cache-length", type=int, help=CACHE_HELP)
     parser.add_argument("--prefill-lengths", type=int, nargs="+", help="tokens of a prompt read at once")
@@ -140,6 +136,25 @@ def _export(parser: Parser) -> None:
     parser.add_argument("--drafts", type=int, default=0, help=DRAFTS_HELP)
     parser.add_argument("--growing-cache", action="store_true", help=GROWING_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _ways() -> list[str]:
+    """The ways to quantize of all targets, each once."""
+    return list(dict.fromkeys(file.quantize for file in target_files().values() if file.quantize))
+
+
+def _ways_help() -> str:
+    """Which target has which ways: `tflite, litertlm: f16, int8; gguf: f16; default: float32`."""
+    names_of: dict[str, list[str]] = {}
+    for name, target in TARGETS.items():
+        ways = ", ".join(way for way in target.file_names if way)
+        if ways:
+            names_of.setdefault(ways, []).append(name)
+    return "; ".join([*(f"{', '.join(names)}: {ways}" for ways, names in names_of.items()), "default: float32"])
+
+
+def _engines() -> list[str]:
+    return ["keras", *engine_files()]
 
 
 def _verify(parser: Parser) -> None:
@@ -168,7 +183,7 @@ def _convert(parser: Parser) -> None:
 def _evaluate(parser: Parser) -> None:
     parser.add_argument("run", help="run directory")
     parser.add_argument("dataset", help="a file of dialogues, `sample-heldout`, or the name of a data set")
-    parser.add_argument("--engine", choices=ENGINES, default="keras", help="what runs the model")
+    parser.add_argument("--engine", choices=_engines(), default="keras", help="what runs the model")
 
 
 def _bench(parser: Parser) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 # Of a wing, a verb imports what it calls when it calls it: chatting with an exported file then imports neither Keras nor a
 # backend, which takes from 3 seconds (JAX) to 9 (TensorFlow) of its start.
 from smolite import checkpoint, evaluation, exporters, models, serving, training
-from smolite.cli.engines import ENGINE_FILES, open_engine
+from smolite.cli.engines import open_engine
 from smolite.data import Message, fit_context, read_conversations, read_pairs, resolve_dataset
 from smolite.generation import Sampling, check_new_tokens, stream, stream_reply
 
@@ -108,7 +108,7 @@ def generate(*, run: str, prompt: str, engine: str, max_new_tokens: int, **sampl
 
 def app(*, run: str, engine: str, host: str, port: int) -> None:
     """Serves a page to talk with the run; see `serving.serve_app`."""
-    serving.serve_app(run, engine=ENGINE_FILES.get(engine, engine), host=host, port=port)
+    serving.serve_app(run, engine=exporters.engine_files().get(engine, engine), host=host, port=port)
 
 
 def export(*, run: str, **settings: Any) -> None:

@@ -1,129 +1,92 @@
-"""The kinds of file that can be exported: a new one is a module with a `build`, and a row here."""
+"""The kinds of file that can be exported, collected: a new one is a folder that says its own row, and a line here."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from functools import cache
 
-from smolite.exporters.litert.quantization import WAYS
+from smolite.exporters.target import Limits, Target
 
-if TYPE_CHECKING:
-    from smolite.checkpoint import Run
-    from smolite.generation import Engine
+MODULES: tuple[str, ...] = (
+    "smolite.exporters.saved_model.target",
+    "smolite.exporters.litert.target",
+    "smolite.exporters.litertlm.target",
+    "smolite.exporters.gguf.target",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A kind of file to export.
+class _Targets(Mapping[str, Target]):
+    """Name → target, in the order of `MODULES`; the rows are read at first use."""
+
+    def __getitem__(self, name: str) -> Target:
+        return _rows(MODULES)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_rows(MODULES))
+
+    def __len__(self) -> int:
+        return len(MODULES)
+
+
+@cache
+def _rows(modules: tuple[str, ...]) -> dict[str, Target]:
+    rows: list[Target] = [importlib.import_module(module).TARGET for module in modules]
+    return {row.name: row for row in rows}
+
+
+TARGETS: Mapping[str, Target] = _Targets()
+
+
+@dataclass(frozen=True)
+class TargetFile:
+    """A file that a target may write.
 
     Args:
-        module: the module with its `build(model, path, *, quantize, prefill_lengths, cache_length)`, which is run in a process
-            of its own on TensorFlow, and takes `windows` and `drafts`, too, where `windowed`; or, where `on_tensorflow` is
-            false, its `build(run, path, *, quantize)`. Its `check_run(run)`, if it has one, refuses a run before that.
-        engine: module and name of what runs it, with a colon between; an `Engine` where `gives_logits`.
-        runtime: what that engine runs on.
-        library: import name of that runtime.
-        file_names: way to quantize, or `None` → name of the file or folder.
-        packages: import name → package, of all that it needs.
-        extra: the extra of this package that brings them.
-        pair_engine: the engine that runs an encoder-decoder, as `engine`; none where there is none.
-        windowed: whether it has signatures that look at the first slots of the cache only, or check drafts.
-        on_tensorflow: whether it is made of a TensorFlow graph, with fixed lengths.
-        complete: whether it holds tokenizer and template, too; `build` is then given the run in place of the model.
-        gives_logits: whether the runtime gives logits, so that an `Engine` can run on it.
+        target: the target.
+        quantize: how its weights are written; `None` for float32.
+        name: of the file.
     """
 
-    module: str
-    engine: str
-    runtime: str
-    library: str
-    file_names: Mapping[str | None, str]
-    packages: Mapping[str, str]
-    extra: str = "export"
-    pair_engine: str = ""
-    windowed: bool = False
-    on_tensorflow: bool = True
-    complete: bool = False
-    gives_logits: bool = True
+    target: Target
+    quantize: str | None
+    name: str
 
-    def open(self, path: Path, run: "Run") -> "Engine":
-        """The engine on a file of this kind, made from a run.
-
-        Raises:
-            ImportError: the package that runs it is missing.
-            ValueError: the file is broken, or of a kind that holds no encoder-decoder.
-        """
-        place, settings = self.engine_of(run)
-        if not place:
-            raise ValueError(f"{self.runtime} runs no encoder-decoder. Received: {path}. Export it as tflite or saved_model.")
-        module, name = place.split(":")
-        opened: Engine = getattr(importlib.import_module(module), name)(path, **settings)
-        return opened
-
-    def engine_of(self, run: "Run") -> tuple[str, dict[str, Any]]:
-        """What runs such a file of a run, as `engine` or `pair_engine`, and what it takes beside the path."""
-        if not run.config.has_encoder:
-            return self.engine, {}
-        return self.pair_engine, {"start_id": run.tokenizer.start_id}
+    @property
+    def limits(self) -> Limits | None:
+        """What it may cost; `None` for a float32 file, which must be exact."""
+        return None if self.quantize is None else self.target.limits_of(self.quantize)
 
 
-_TENSORFLOW = {"tensorflow": "tensorflow"}
-_LITERT = {"ai_edge_litert": "ai-edge-litert", "ai_edge_quantizer": "ai-edge-quantizer"}
-TARGETS: Mapping[str, Target] = MappingProxyType(
-    {
-        "saved_model": Target(
-            module="smolite.exporters.saved_model.build",
-            engine="smolite.exporters.saved_model.engine:SavedModelEngine",
-            pair_engine="smolite.exporters.saved_model.pair_engine:SavedModelPairEngine",
-            runtime="TensorFlow",
-            library="tensorflow",
-            file_names={None: "saved_model"},
-            packages=_TENSORFLOW,
-        ),
-        "tflite": Target(
-            module="smolite.exporters.litert.build",
-            engine="smolite.exporters.litert.engine:TFLiteEngine",
-            pair_engine="smolite.exporters.litert.pair_engine:TFLitePairEngine",
-            runtime="LiteRT",
-            library="ai_edge_litert.compiled_model",
-            file_names={None: "model.tflite", **{way: f"model_{way}.tflite" for way in WAYS}},
-            packages=_TENSORFLOW | _LITERT,
-            windowed=True,
-        ),
-        "litertlm": Target(
-            module="smolite.exporters.litertlm.build",
-            engine="smolite.exporters.litertlm.engine:LiteRTLMEngine",
-            runtime="LiteRT-LM",
-            library="litert_lm",
-            file_names={None: "model.litertlm", **{way: f"model_{way}.litertlm" for way in WAYS}},
-            packages=_TENSORFLOW | _LITERT | {"litert_lm_builder": "litert-lm-builder", "litert_lm": "litert-lm-api"},
-            extra="litertlm",
-            complete=True,
-            gives_logits=False,
-        ),
-        "gguf": Target(
-            module="smolite.exporters.gguf.build",
-            engine="smolite.exporters.gguf.engine:LlamaCppEngine",
-            runtime="llama.cpp",
-            library="cyllama.llama.llama_cpp",
-            file_names={None: "model.gguf", "f16": "model_f16.gguf", "q8_0": "model_q8_0.gguf", "q4_0": "model_q4_0.gguf"},
-            packages={"gguf": "gguf", "cyllama": "cyllama"},
-            extra="gguf",
-            on_tensorflow=False,
-            complete=True,
-        ),
-    }
-)
+def target_files() -> dict[str, TargetFile]:
+    """Name → file, of all that targets may write."""
+    files = [TargetFile(row, way, name) for row in TARGETS.values() for way, name in row.file_names.items()]
+    return {file.name: file for file in files}
 
-# A quantized file may cost this share more bits per character, and must keep this share of the greedy tokens; another share for
-# some files, by name. Four bits are rounding that shows: their limits tell a coarse file from a broken one.
-BITS_LIMIT, AGREEMENT_LIMIT = 0.01, 0.75
-_BY_NAME = {f"model_{name}.{suffix}": way for name, way in WAYS.items() for suffix in ("tflite", "litertlm")}
-BITS_LIMITS: Mapping[str, float] = MappingProxyType(
-    {"model_q4_0.gguf": 0.15} | {name: way.most_bits for name, way in _BY_NAME.items()}
-)
-AGREEMENT_LIMITS: Mapping[str, float] = MappingProxyType(
-    {"model_q4_0.gguf": 0.5} | {name: way.least_agreement for name, way in _BY_NAME.items()}
-)
+
+def engine_files() -> dict[str, str]:
+    """What `--engine` calls the files that can be talked with, name → file.
+
+    A name is the way to quantize, or of a float32 file the format; both where a file of an earlier target has the name.
+    """
+    names: dict[str, str] = {}
+    for file in target_files().values():
+        if file.target.gives_logits:
+            short = file.quantize or file.target.name
+            names[f"{file.target.name}_{short}" if short in names else short] = file.name
+    return names
+
+
+def find_target(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"Unknown `format`. Received: {name!r}. Choose one of: {', '.join(TARGETS)}.")
+    return TARGETS[name]
+
+
+def check_packages(format: str) -> None:
+    """As `Target.check_packages`, by the target's name."""
+    find_target(format).check_packages()

@@ -41,7 +41,7 @@ def open_engine(run: Run, name: str) -> Engine:
     try:
         return target.open(path, run)
     except ModuleNotFoundError as error:
-        raise ImportError(f'{name} runs on {target.runtime}. Run: pip install "smolite[{target.extra}]"') from error
+        raise ImportError(f"{name} runs on {target.runtime}. {target.advice}") from error
 
 
 def _targets() -> dict[str, Target]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smolite.cli import engines, flags
+from smolite.cli import flags
 from smolite.cli import parser as cli
 from smolite.cli.arguments import nearest
 from smolite.cli.catalogue import GROUPS, VERBS
@@ -98,7 +98,7 @@ def test_the_help_of_an_option_is_its_documentation(capsys):
         ("chat run --config", "smolite chat: argument --config: expected one argument"),
         (
             "export run --format tflit",
-            "`tflit` is no choice. Did you mean `tflite`? Choose one of: tflite, saved_model, litertlm",
+            "`tflit` is no choice. Did you mean `tflite`? Choose one of: saved_model, tflite, litertlm",
         ),
         ("quantize run --out x --bits 5", "argument --bits: `5` is no choice. Choose one of: 8, 4."),
         ("finetune --preset huge", "`huge` is no choice. Choose one of: smolite-small, "),
@@ -140,4 +140,7 @@ def test_nearest_counts_a_beginning_then_whole_parts_then_letters():
 
 
 def test_every_engine_has_a_name():
-    assert ["keras", *engines.ENGINE_FILES] == flags.ENGINES
+    """The way to quantize, or of a float32 file the format; both where an earlier file has that name."""
+    engines = cli.parser_of("chat").settings["engine"].choices
+    expected = "keras saved_model tflite f16 int8 int4_int8 int4_block32 int4 gguf gguf_f16 q8_0 q4_0"
+    assert engines == expected.split()

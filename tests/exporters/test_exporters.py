@@ -1,6 +1,5 @@
 import dataclasses
 import json
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -26,12 +25,14 @@ from smolite.data.hub_templates import SMOLLM2_CHAT
 from smolite.data.template import Message
 from smolite.exporters.delivery.client_files import check_client_files, write_client_files
 from smolite.exporters.edge.engine import CachedEngine
-from smolite.exporters.edge.signatures import choose_lengths
+from smolite.exporters.edge.names import choose_lengths
 from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import open_flatbuffer, operator_counts, structure_problems
 from smolite.exporters.litert.quantization import quantize_tflite, tidy_scales
+from smolite.exporters.target import load
 from smolite.exporters.targets import TARGETS
+from smolite.generation.engine import Engine
 from smolite.generation.keras_engine import KerasEngine
 from smolite.generation.loop import generate
 from smolite.models.causal_lm import CausalLM
@@ -221,12 +222,12 @@ def test_default_lengths():
 
 def test_every_target_has_a_module_with_build_and_an_engine():
     for target in TARGETS.values():
-        module, engine = target.engine.split(":")
-        assert callable(import_module(target.module).build)
-        made = getattr(import_module(module), engine)
+        made = load(target.engine)
+        named = [value for value in vars(target).values() if isinstance(value, str) and value.startswith("smolite.")]
+        assert {target.builder, target.engine} <= set(named) and all(callable(load(reference)) for reference in named)
         if not target.gives_logits:
             continue  # tests/exporters/test_litertlm.py has the one that takes texts
-        assert made.batch_size == 1 and callable(made.start) and callable(made.step)
+        assert made.batch_size == 1 and issubclass(made, Engine)
         assert issubclass(made, CachedEngine) == target.on_tensorflow  # whose caches can be read
 
 

@@ -98,7 +98,7 @@ def test_what_is_refused(small, tmp_path, monkeypatch):
 
 
 def test_a_run_without_a_template_is_refused_before_the_conversion(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "_convert_apart", lambda job: pytest.fail("it was converted"))
+    monkeypatch.setattr(exporting, "_convert_apart", lambda request: pytest.fail("it was converted"))
     tokenizer = JsonTokenizer(trained(), roles=ROLES)  # which lacks the markers of the default template
     run = checkpoint.save(tmp_path / "run", CausalLM(small_config(tokenizer.vocab_size)), tokenizer)
     assert checkpoint.load(run).template is None
@@ -130,9 +130,8 @@ def test_missing_packages_are_named():
 
 
 def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
-    def interrupted(job):
-        with open(job["path"], "wb") as file:
-            file.write(b"half a file")
+    def interrupted(request):
+        request.path.write_bytes(b"half a file")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporting, "_convert_apart", interrupted)
@@ -142,7 +141,8 @@ def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
 
 
 def test_a_file_that_says_something_else_is_not_left_behind(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "_convert_apart", lambda job: shutil.copy(small[1] / "model_int8.litertlm", job["path"]))
+    int8 = small[1] / "model_int8.litertlm"
+    monkeypatch.setattr(exporting, "_convert_apart", lambda request: shutil.copy(int8, request.path))
     with pytest.raises(RuntimeError, match=r"was not kept(.|\n)*model\.litertlm: a log probability differs by"):
         export(small[0].path, format="litertlm", out=tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

@@ -9,7 +9,7 @@ from test_faults import edit, write_to_the_first_slot
 
 from smolite.checkpoint import run as checkpoint
 from smolite.exporters.edge.lookup import Lookup
-from smolite.exporters.edge.signatures import check_drafts, drafts_of, signature_shapes
+from smolite.exporters.edge.names import check_drafts, drafts_of, signature_shapes
 from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.verification.verification import verify

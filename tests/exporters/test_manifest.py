@@ -15,11 +15,12 @@ from smolite.exporters.delivery.manifest import manifest_problems, read_manifest
 from smolite.exporters.delivery.placement import move_files, staging_folder
 from smolite.exporters.delivery.report import Row
 from smolite.exporters.litert.flatbuffer import read_flatbuffer
+from smolite.exporters.request import ExportRequest
 from smolite.exporters.verification.verification import verify
 from smolite.serving.open import open_engine
 
 QUICK = {"prompts": ["안녕하세요", [5], [7] * 9], "max_new_tokens": 6}
-MAKING = {"format": "tflite", "quantize": None, "prefill_lengths": (4, 16), "cache_length": 48}
+ASKED = {"format": "tflite", "quantize": None, "prefill_lengths": (4, 16), "cache_length": 48, "windows": (), "drafts": 0}
 
 
 @pytest.fixture
@@ -32,7 +33,8 @@ def copy(tmp_path, tmp_path_factory):
     for name in ("model.tflite", "tokenizer.model", "chat.json"):
         shutil.copy(run / "export" / name, folder)
     row = Row(artifact="model.tflite", runtime="LiteRT", logits=1e-6)
-    write_manifest(folder, folder, row=row, run=tmp_path / "run", making=MAKING)
+    request = ExportRequest(run=tmp_path / "run", path=folder / "model.tflite", **ASKED)
+    write_manifest(folder, folder, row=row, request=request)
     return tmp_path / "run"
 
 
@@ -44,7 +46,7 @@ def test_a_manifest_says_what_a_file_is_and_was_made_from(copy):
     entry = json.loads((copy / "export" / "MANIFEST.json").read_text("utf-8"))["artifacts"]["model.tflite"]
     data = (copy / "export" / "model.tflite").read_bytes()
     assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
-    assert {key: entry[key] for key in MAKING} == {**MAKING, "prefill_lengths": [4, 16]}
+    assert {key: entry[key] for key in ASKED} == {**ASKED, "prefill_lengths": [4, 16], "windows": []}
     assert set(entry["made_from"]) == {"config.json", "model.safetensors"} and entry["verified"]["logits"] == 1e-6
     assert "smolite" in entry["versions"] and not any(manifest_problems(copy / "export", copy).values())
 

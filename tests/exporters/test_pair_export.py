@@ -11,7 +11,7 @@ from exported import TEXTS, exported_run
 from smolite import export, generate, verify
 from smolite.checkpoint import run as checkpoint
 from smolite.checkpoint.weights import assign_weights
-from smolite.exporters.edge.signatures import choose_lengths
+from smolite.exporters.edge.names import choose_lengths
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import operator_counts, structure_problems
 from smolite.exporters.litert.pair_engine import TFLitePairEngine

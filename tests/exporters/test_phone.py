@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from smolite.cli import parser as cli
-from smolite.exporters.edge.signatures import DECODE, prefill_name
+from smolite.exporters.edge.names import DECODE, prefill_name
 from smolite.exporters.litertlm import build as litertlm
 from smolite.exporters.targets import TARGETS
 

@@ -14,18 +14,18 @@ from tiny_json import ROLES, trained
 
 from smolite.checkpoint import run as checkpoint
 from smolite.data.hub_templates import CHATML
-from smolite.exporters.edge.signatures import DECODE
+from smolite.exporters.edge.names import DECODE
 from smolite.exporters.gguf import build as gguf
 from smolite.exporters.litert.flatbuffer import open_flatbuffer
-from smolite.exporters.litert.quantization import WAYS
+from smolite.exporters.litert.sizes import runtime_memory, tflite_bytes, tflite_weights
+from smolite.exporters.litert.ways import WAYS
 from smolite.exporters.litertlm.build import bundle
-from smolite.exporters.planning.plan import cache_bytes, odd_widths, plan, runtime_memory, show_plan
+from smolite.exporters.litertlm.form import litertlm_bytes
+from smolite.exporters.planning.plan import odd_widths, plan, show_plan
 from smolite.exporters.planning.sizes import (
     TokenizerSize,
-    litertlm_bytes,
+    cache_bytes,
     matrices,
-    tflite_bytes,
-    tflite_weights,
     tokenizer_size,
 )
 from smolite.exporters.targets import TARGETS

@@ -11,7 +11,7 @@ from smolite.checkpoint import run as checkpoint
 from smolite.cli import parser as cli
 from smolite.data.dialogues import read_conversations
 from smolite.evaluation.likelihood import evaluate
-from smolite.exporters.litert.quantization import WAYS
+from smolite.exporters.litert.ways import WAYS
 from smolite.exporters.quality import ladder as quality
 from smolite.exporters.quality.agreement import Comparison, measure, read_sample, same_at_the_start
 from smolite.exporters.quality.ladder import FLOAT, Quality, Row, choose, measure_ways, smallest

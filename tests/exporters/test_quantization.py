@@ -11,8 +11,10 @@ from smolite.checkpoint import run as checkpoint
 from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import open_flatbuffer, operator_counts, operator_name, structure_problems
-from smolite.exporters.litert.quantization import WAYS, check_way, quantize_tflite
-from smolite.exporters.targets import AGREEMENT_LIMITS, BITS_LIMITS, TARGETS
+from smolite.exporters.litert.quantization import quantize_tflite
+from smolite.exporters.litert.ways import WAYS, check_way
+from smolite.exporters.target import Limits
+from smolite.exporters.targets import TARGETS, target_files
 from smolite.models.causal_lm import CausalLM
 from smolite.models.config import ModelConfig
 from smolite.text.tokenizer import train_tokenizer
@@ -22,7 +24,8 @@ import sys
 from pathlib import Path
 from smolite.checkpoint import run as checkpoint
 from smolite.exporters.litert import build as tflite
-from smolite.exporters.litert.quantization import WAYS, quantize_tflite
+from smolite.exporters.litert.quantization import quantize_tflite
+from smolite.exporters.litert.ways import WAYS
 
 run, out = map(Path, sys.argv[1:])
 tflite.build(checkpoint.load_model(run), out / "model.tflite", quantize=None, prefill_lengths=(4,), cache_length=48)
@@ -144,9 +147,10 @@ def test_fewer_bits_make_smaller_files(run):
 
 
 def test_each_file_has_limits():
-    names = {name for kind in ("tflite", "litertlm") for way, name in TARGETS[kind].file_names.items() if way}
-    assert names < set(BITS_LIMITS) and set(AGREEMENT_LIMITS) == set(BITS_LIMITS)
-    assert BITS_LIMITS["model_int8.tflite"] == 0.01 and AGREEMENT_LIMITS["model_int4.litertlm"] == 0.5
+    limits = {name: file.limits for name, file in target_files().items()}
+    assert {name for name, limit in limits.items() if limit is None} == {target.file_names[None] for target in TARGETS.values()}
+    assert limits["model_int8.tflite"].most_bits == 0.01 and limits["model_int4.litertlm"].least_agreement == 0.5
+    assert limits["model_q4_0.gguf"] == Limits(most_bits=0.15, least_agreement=0.5) and limits["model_q8_0.gguf"] == Limits()
 
 
 def test_widths_that_blocks_do_not_divide(run, tmp_path):

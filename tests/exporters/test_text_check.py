@@ -13,12 +13,12 @@ from tiny import conversations
 from smolite.data.template import ChatTemplate
 from smolite.evaluation.likelihood import Trace
 from smolite.exporters.delivery.report import Row
+from smolite.exporters.litertlm import proof as text_check
 from smolite.exporters.litertlm.build import bundle
 from smolite.exporters.litertlm.engine import LiteRTLMEngine
 from smolite.exporters.litertlm.private_markers import PrivateTemplate
-from smolite.exporters.verification import text_check
+from smolite.exporters.litertlm.proof import asker, check_answers, count_same, score_answers
 from smolite.exporters.verification.reference import Case
-from smolite.exporters.verification.text_check import asker, check_answers, count_same, score_answers
 from smolite.exporters.verification.verification import verify
 from smolite.generation.keras_engine import KerasEngine
 from smolite.generation.loop import generate

@@ -9,7 +9,7 @@ from test_exporters import chat
 from test_faults import edit, write_to_the_first_slot
 
 from smolite.checkpoint import run as checkpoint
-from smolite.exporters.edge.signatures import choose_windows, signature_shapes, windowed_name, windows_of
+from smolite.exporters.edge.names import choose_windows, signature_shapes, windowed_name, windows_of
 from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import operator_counts, structure_problems

@@ -16,7 +16,7 @@ and keeps what it says of other artifacts that are still there; `verify` only re
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from smolite.checkpoint import CONFIG_FILE, JSON_TOKENIZER_FILE, TOKENIZER_FILE
 from smolite.exporters.delivery.client_files import CHAT_FILE
 from smolite.exporters.delivery.report import Row, installed_versions
+from smolite.exporters.request import ExportRequest
 from smolite.files import write_file
 
 MANIFEST_FILE = "MANIFEST.json"
@@ -31,15 +32,14 @@ FORM = 1
 _BESIDE = (TOKENIZER_FILE, JSON_TOKENIZER_FILE, CHAT_FILE)
 
 
-def write_manifest(new: Path, old: Path, *, row: Row, run: Path, making: Mapping[str, Any]) -> Path:
+def write_manifest(new: Path, old: Path, *, row: Row, request: ExportRequest) -> Path:
     """Writes the manifest of a folder as it is going to be.
 
     Args:
         new: the folder with the new files, the manifest among them.
         old: the folder that they are going to be moved to.
         row: the verification of the new artifact, which names it.
-        run: the run that it was made from.
-        making: its format, way to quantize and lengths.
+        request: what was asked for, and of which run.
 
     Raises:
         ValueError: the old folder has a manifest that cannot be read.
@@ -47,10 +47,10 @@ def write_manifest(new: Path, old: Path, *, row: Row, run: Path, making: Mapping
     before, name = read_manifest(old), row.artifact
     figures = {key: value for key, value in asdict(row).items() if value is not None}
     verified = {key: value for key, value in figures.items() if key not in ("artifact", "num_bytes", "problems")}
-    origin = {"made_from": source_hashes(run), "versions": installed_versions(), "verified": verified}
+    origin = {"made_from": source_hashes(request.run), "versions": installed_versions(), "verified": verified}
     # What was deleted by hand is forgotten; what is still there keeps its entry, as its bytes are the same.
     artifacts = {key: value for key, value in before["artifacts"].items() if (old / key).exists()}
-    artifacts[name] = {**making, **_fingerprint(new / name), **origin}
+    artifacts[name] = {**request.described(), **_fingerprint(new / name), **origin}
     beside = {key: value for key, value in before["beside"].items() if (old / key).exists()}
     beside |= {key: _fingerprint(new / key) for key in _BESIDE if (new / key).exists()}
     content = {"form": FORM, "artifacts": artifacts, "beside": beside}

@@ -1,20 +1,18 @@
-"""Work in a process of its own: a module of this package that takes a job as JSON."""
+"""Work in a process of its own: a module of this package whose one argument is a request as JSON."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 
-def start(module: str, job: Mapping[str, Any], *, log: IO[str], **environment: str) -> "subprocess.Popen[str]":
-    """Starts `python -m MODULE JOB`, whose standard output can be read from the process.
+def start(module: str, request: str, *, log: IO[str], **environment: str) -> "subprocess.Popen[str]":
+    """Starts `python -m MODULE REQUEST`, whose standard output can be read from the process.
 
     Args:
         module: the module.
-        job: its only argument, ready for JSON.
+        request: its only argument, as JSON.
         log: a file that its standard error goes to.
         environment: variables to set there.
     """
@@ -22,7 +20,7 @@ def start(module: str, job: Mapping[str, Any], *, log: IO[str], **environment: s
     # The new process must find this very package, also where it runs from a checkout that nobody installed.
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     settings = os.environ | {"PYTHONPATH": path} | environment
-    command = [sys.executable, "-m", module, json.dumps(job)]
+    command = [sys.executable, "-m", module, request]
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=log, text=True)
 
 

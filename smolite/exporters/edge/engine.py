@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from smolite.exporters.edge.lookup import Lookup
-from smolite.exporters.edge.signatures import DECODE, prefill_name, verify_name, windowed_name
+from smolite.exporters.edge.names import DECODE, prefill_name, verify_name, windowed_name
 from smolite.generation import Engine, check_free_slot, check_one_prompt
 from smolite.models import MASKED_SCORE
 

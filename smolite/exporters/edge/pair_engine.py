@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from smolite.exporters.edge.names import DECODE
 from smolite.exporters.edge.pair_signatures import ENCODE, is_cache
-from smolite.exporters.edge.signatures import DECODE
 from smolite.generation import Engine, check_free_slot, check_one_prompt
 from smolite.models import MASKED_SCORE
 

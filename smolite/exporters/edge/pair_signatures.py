@@ -11,7 +11,8 @@ A source is encoded once, and `decode` runs for each token of the target, whose 
 
 from typing import TYPE_CHECKING, Any
 
-from smolite.exporters.edge.signatures import DECODE, cache_name, cache_shapes, decode_specs, exact_head, look_up
+from smolite.exporters.edge.names import DECODE, cache_name, cache_shapes
+from smolite.exporters.edge.signatures import decode_specs, exact_head, look_up
 from smolite.models import ModelConfig
 
 if TYPE_CHECKING:

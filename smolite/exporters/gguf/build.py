@@ -13,6 +13,7 @@ from keras.ops import convert_to_numpy
 
 from smolite import checkpoint
 from smolite.checkpoint import model_weights
+from smolite.exporters.request import ExportRequest
 from smolite.models import CausalLM, ModelConfig
 from smolite.text import JsonTokenizer, Tokenizer
 
@@ -30,6 +31,11 @@ _NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+
+
+def write(run: checkpoint.Run, request: ExportRequest) -> None:
+    """Writes the .gguf file of a request, see `build`."""
+    build(run, request.path, quantize=request.quantize)
 
 
 def build(run: checkpoint.Run, path: Path, *, quantize: str | None) -> None:

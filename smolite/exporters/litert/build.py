@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smolite.exporters.edge.signatures import DECODE, GROWING_PREFILL
+from smolite.checkpoint import Run
+from smolite.exporters.edge.names import DECODE, GROWING_PREFILL
 from smolite.exporters.litert.flatbuffer import add_signature
 from smolite.exporters.litert.quantization import quantize_tflite
+from smolite.exporters.request import ExportRequest
 from smolite.exporters.saved_model.build import build_saved_model
 from smolite.models import LanguageModel
 
@@ -25,6 +27,19 @@ def build_tflite(saved_model: str | Path, path: str | Path, names: Sequence[str]
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=list(names))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     Path(path).write_bytes(converter.convert())
+
+
+def write(run: Run, request: ExportRequest) -> None:
+    """Writes the .tflite file of a request, see `build`."""
+    build(
+        run.model,
+        request.path,
+        quantize=request.quantize,
+        prefill_lengths=request.prefill_lengths,
+        cache_length=request.slots,
+        windows=request.windows,
+        drafts=request.drafts,
+    )
 
 
 def build(

@@ -9,8 +9,8 @@ import numpy as np
 
 from smolite.exporters.delivery.native_log import drop_native_log_at_exit, native_log_dropped
 from smolite.exporters.edge.engine import CachedEngine
+from smolite.exporters.edge.names import DECODE, drafts_of, prefill_lengths_of, windows_of
 from smolite.exporters.edge.pair_signatures import ENCODE
-from smolite.exporters.edge.signatures import DECODE, drafts_of, prefill_lengths_of, windows_of
 from smolite.exporters.litert.flatbuffer import check_whole
 
 # XNNPACK packs the weights of every signature for itself, unless it has a weight cache. This name means one in memory, which

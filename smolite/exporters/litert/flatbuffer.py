@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from smolite.exporters.edge.names import DECODE, prefill_lengths_of
 from smolite.exporters.edge.pair_signatures import ENCODE
-from smolite.exporters.edge.signatures import DECODE, prefill_lengths_of
 from smolite.files import write_file
 from smolite.models import ModelConfig
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from smolite.exporters.delivery.native_log import native_log_dropped
+from smolite.exporters.edge.names import DECODE
 from smolite.exporters.edge.pair_engine import CachedPairEngine
 from smolite.exporters.edge.pair_signatures import ENCODE
-from smolite.exporters.edge.signatures import DECODE
 from smolite.exporters.litert.engine import bind_buffers, compile_file, release
 
 

@@ -11,14 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from smolite.checkpoint import Run
-from smolite.exporters.edge.signatures import cache_name
+from smolite.exporters.edge.names import cache_name
 from smolite.exporters.litert import build as tflite
+from smolite.exporters.litertlm.form import check_config
 from smolite.exporters.litertlm.private_markers import PrivateTemplate, private_tokenizer
+from smolite.exporters.request import ExportRequest
 from smolite.text import JsonTokenizer
 
 # What the runtime samples with where a program asks for nothing else; as `smolite chat`, with the 40 likeliest tokens at most.
 TEMPERATURE, TOP_P, TOP_K = 0.7, 0.9, 40
 _AXIS = {"k": 2, "v": 3}  # of the slots, in `signatures.cache_shapes`
+
+
+def write(run: Run, request: ExportRequest) -> None:
+    """Writes the .litertlm file of a request, see `build`."""
+    build(
+        run,
+        request.path,
+        quantize=request.quantize,
+        prefill_lengths=request.prefill_lengths,
+        cache_length=request.slots,
+    )
 
 
 def build(run: Run, path: Path, *, quantize: str | None, prefill_lengths: Sequence[int], cache_length: int) -> None:
@@ -48,8 +61,7 @@ def check_run(run: Run) -> None:
     Raises:
         ValueError: the run has no chat template, or its model is an encoder-decoder.
     """
-    if run.model.config.has_encoder:
-        raise ValueError(f"LiteRT-LM runs no encoder-decoder. Received: {run.path}. Export it as tflite or saved_model.")
+    check_config(run.config, None)
     if run.template is None:
         raise ValueError(
             f"A .litertlm file holds a chat template. Received: {run.path} without one. Finetune it on dialogues, or export it "
@@ -71,7 +83,7 @@ def bundle(run: Run, model: Path, path: Path, *, cache_length: int) -> None:
     is_json = isinstance(run.tokenizer, JsonTokenizer)
     parts = {
         "llm.pb": _llm_metadata(run, cache_length).SerializeToString(),
-        "executor.pb": _executor_metadata(run.model.config.num_layers, cache_length).SerializeToString(),
+        "executor.pb": _executor_metadata(run.config.num_layers, cache_length).SerializeToString(),
         "tokenizer.json" if is_json else "tokenizer.model": private_tokenizer(run.tokenizer),
     }
     builder = library.LitertLmFileBuilder()

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from smolite.checkpoint import Run
 from smolite.data import ROLES, ChatTemplate, Message
 from smolite.text import JsonTokenizer, Tokenizer
 
@@ -129,6 +130,12 @@ class PrivateTemplate:
     def _named(self, parts: Sequence[str]) -> str:
         """The parts of a prefix or suffix, its markers under private names, its texts with the space that a tokenizer adds."""
         return "".join(self._names.get(part) or self._space + part for part in parts if part)
+
+
+def prompt_of(run: Run, text: str) -> str:
+    """What a user says, as the runtime reads it."""
+    assert run.template is not None, "`build.check_run` refuses a run without one"
+    return PrivateTemplate(run.template, run.tokenizer).render([Message("user", text)])
 
 
 def _leading_space(tokenizer: Tokenizer) -> str:

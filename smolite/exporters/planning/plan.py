@@ -2,31 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smolite.checkpoint import resolve_model
-from smolite.exporters.edge.signatures import cache_shapes, check_drafts, choose_lengths, choose_windows, signature_shapes
-from smolite.exporters.litert.quantization import WAYS, Way, check_way
-from smolite.exporters.planning.sizes import (
-    BLOCK,
-    TokenizerSize,
-    gguf_bytes,
-    gguf_weights,
-    litertlm_bytes,
-    matrices,
-    tflite_bytes,
-    tflite_weights,
-    tokenizer_size,
-)
-from smolite.exporters.targets import TARGETS
+from smolite.exporters.edge.names import check_drafts, choose_lengths, choose_windows
+from smolite.exporters.planning.sizes import BLOCK, TokenizerSize, cache_bytes, matrices, tokenizer_size
+from smolite.exporters.request import ExportRequest
+from smolite.exporters.targets import TargetFile, target_files
 from smolite.models import PRESETS, ModelConfig
 
 CACHE_LENGTHS = (256, 512, 1024)  # shown beside the chosen one
-# Bytes that LiteRT-LM takes besides; fitted, see `runtime_memory`.
-_RUNTIME = 105_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +48,7 @@ class Plan:
         cache_length: tokens that a chat can hold.
         prefill_lengths: how many tokens of a prompt are read at once.
         growing_cache: whether .litertlm files read prompts of any length instead.
-        files: one for each format and way that `export` knows, but for SavedModel.
+        files: one for each way of each target that can say how large its files get.
         cache_bytes: tokens that a chat can hold → bytes of keys and values in float32.
         odd_widths: name → width of what is no multiple of 32, so that blocks of 32 can't be cut from it.
         tokenizer: what the tokenizer takes; `None` where it isn't known, and sizes are without it.
@@ -112,15 +99,24 @@ def plan(
     """
     config, tokenizer = _read(model)
     lengths, slots = choose_lengths(config, prefill_lengths=prefill_lengths, cache_length=cache_length)
-    looks = {"windows": choose_windows(config, cache_length=slots, windows=windows), "drafts": drafts}
+    chosen = choose_windows(config, cache_length=slots, windows=windows)
     check_drafts(config, drafts, cache_length=slots)
     shown = sorted({*(length for length in CACHE_LENGTHS if length <= config.context_length), slots})
-    reads = {"tflite": lengths, "litertlm": () if growing_cache else lengths, "gguf": ()}
+
+    def request_for(file: TargetFile) -> ExportRequest:
+        """What each target takes of what was asked for: a plan shows all of them beside each other."""
+        row = file.target
+        known = ExportRequest(run=Path(str(model)), path=Path(file.name), format=row.name, quantize=file.quantize)
+        if not row.takes_lengths:
+            return known
+        grows = growing_cache and row.takes_growing_cache
+        known = replace(known, prefill_lengths=() if grows else lengths, cache_length=slots, growing_cache=grows)
+        return replace(known, windows=chosen, drafts=drafts) if row.takes_windows else known
+
     files = [
-        _planned(config, format, way, tokenizer or TokenizerSize(), lengths=reads[format], slots=slots, looks=looks)
-        for format, target in TARGETS.items()
-        if format != "saved_model"
-        for way in target.file_names
+        _planned(config, request_for(file), file, tokenizer or TokenizerSize())
+        for file in target_files().values()
+        if file.target.estimate
     ]
     return Plan(
         config=config,
@@ -134,11 +130,6 @@ def plan(
     )
 
 
-def cache_bytes(config: ModelConfig, length: int) -> int:
-    """Bytes of keys and values of `length` tokens: `smolite-small`, 512 → 4 layers · 2 · 2 heads · 64 · 512 · 4 = 2,097,152."""
-    return sum(4 * prod(shape) for shape in cache_shapes(config, length).values())
-
-
 def odd_widths(config: ModelConfig) -> dict[str, int]:
     """Name → width of what matrices read and is no multiple of 32."""
     named = {
@@ -148,40 +139,6 @@ def odd_widths(config: ModelConfig) -> dict[str, int]:
     }
     widths = sorted({matrix.columns for matrix in matrices(config)})
     return {named.get(width, "hidden_dim / 2"): width for width in widths if width % BLOCK}
-
-
-def runtime_memory(config: ModelConfig, way: str | None, *, prefill_lengths: Sequence[int], cache_length: int) -> int:
-    """The most memory that LiteRT-LM takes on the CPU, in bytes; reached while it loads.
-
-    It is the file, the weights as the runtime packs them anew for each signature (the output projection is in `decode` alone),
-    the cache, and 105 MB for the runtime itself. That last number is fitted to 24 files of 15 to 135 M parameters, each way,
-    one or two prefill lengths and caches of 512 to 1,280 tokens; every one of them took 96 % to 105 % of what this says.
-    float16 weights are packed as float32, and every signature widens the table once more to look tokens up.
-
-    Args:
-        config: the shape.
-        way: how the weights are written; `None` for float32.
-        prefill_lengths: one signature each; none: a growing cache, whose signatures are one graph.
-        cache_length: slots.
-    """
-    signatures, written, packed = 1 + len(prefill_lengths), _way(way), _packed(way)
-    table = tflite_weights(config, None) - tflite_weights(config, None, table=False)
-    # float16 alone is held in another form than it is written in.
-    widened = signatures * table if packed is not written else 0
-    # Each signature packs the weights for itself, and only `decode` has the output projection.
-    weights = tflite_weights(config, packed) + len(prefill_lengths) * tflite_weights(config, packed, table=False)
-    file = tflite_bytes(config, written, num_signatures=signatures)
-    return _RUNTIME + file + weights + widened + cache_bytes(config, cache_length)
-
-
-def _way(name: str | None) -> Way | None:
-    return None if name is None else WAYS[name]
-
-
-def _packed(name: str | None) -> Way | None:
-    """How the runtime holds the weights: as they are, but float16 as float32."""
-    way = _way(name)
-    return None if way is not None and way.bits == 16 else way
 
 
 def _read(model: str | Path | ModelConfig) -> tuple[ModelConfig, TokenizerSize | None]:
@@ -204,47 +161,14 @@ def _read(model: str | Path | ModelConfig) -> tuple[ModelConfig, TokenizerSize |
         raise ValueError(f"{file}: {error}") from error
 
 
-def _planned(
-    config: ModelConfig,
-    format: str,
-    way: str | None,
-    tokenizer: TokenizerSize,
-    *,
-    lengths: Sequence[int],
-    slots: int,
-    looks: Mapping[str, Any],
-) -> PlannedFile:
-    name = TARGETS[format].file_names[way]
+def _planned(config: ModelConfig, request: ExportRequest, file: TargetFile, tokenizer: TokenizerSize) -> PlannedFile:
+    """What the target says of a file, or why it can't be written."""
+    known: dict[str, Any] = {"format": request.format, "quantize": request.quantize, "name": file.name}
     try:
-        _check(config, format, way)
+        file.target.check_config(config, request.quantize)
     except ValueError as error:
-        return PlannedFile(format=format, quantize=way, name=name, problem=str(error))
-    if format == "gguf":
-        size = gguf_bytes(config, way, tokenizer)
-        return PlannedFile(format=format, quantize=way, name=name, num_bytes=size, read_bytes=gguf_weights(config, way))
-    signatures = signature_shapes(prefill_lengths=lengths, cache_length=slots, **(looks if TARGETS[format].windowed else {}))
-    size = tflite_bytes(config, _way(way), num_signatures=len(signatures))
-    memory = runtime_memory(config, way, prefill_lengths=lengths, cache_length=slots)
-    return PlannedFile(
-        format=format,
-        quantize=way,
-        name=name,
-        num_bytes=litertlm_bytes(size, tokenizer) if format == "litertlm" else size,
-        # A step reads every weight and the whole allocated cache: this over the memory's bandwidth bounds its speed.
-        read_bytes=tflite_weights(config, _packed(way)) + cache_bytes(config, slots),
-        memory=memory,
-    )
-
-
-def _check(config: ModelConfig, format: str, way: str | None) -> None:
-    """Refuses what `export` refuses for the form of the model."""
-    if format == "gguf":
-        config.check_llama("llama.cpp")
-        return
-    if format == "litertlm" and config.has_encoder:
-        raise ValueError("LiteRT-LM runs no encoder-decoder.")
-    if way is not None:
-        check_way(way, config)
+        return PlannedFile(**known, problem=str(error))
+    return PlannedFile(**known, **asdict(file.target.call("estimate", config, request, tokenizer)))
 
 
 def print_plan(*, model: str, bandwidth: float, **settings: Any) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 from smolite import checkpoint
 from smolite.checkpoint import export_folder, resolve_model
 from smolite.data import resolve_dataset
-from smolite.exporters.edge.signatures import choose_lengths
+from smolite.exporters.edge.names import choose_lengths
 from smolite.exporters.exporting import export
 from smolite.exporters.litert.engine import TFLiteEngine
 from smolite.exporters.litert.flatbuffer import structure_problems
-from smolite.exporters.litert.quantization import WAYS, check_way, quantize_tflite
+from smolite.exporters.litert.quantization import quantize_tflite
+from smolite.exporters.litert.target import TARGET
+from smolite.exporters.litert.ways import WAYS, check_way
 from smolite.exporters.quality.agreement import (
     Comparison,
     Findings,
@@ -24,7 +26,6 @@ from smolite.exporters.quality.agreement import (
     read_sample,
     same_at_the_start,
 )
-from smolite.exporters.targets import TARGETS
 from smolite.files import write_file
 from smolite.models import ModelConfig
 
@@ -223,7 +224,7 @@ def _checked_ways(run: str | Path, folder: Path, *, max_loss: float, count: int,
     config = checkpoint.load_config(run)
     if config.has_encoder:
         raise ValueError(f"A model without an encoder was expected. Received: {run}. Export it, and see `verify.json`.")
-    there = [name for name in TARGETS["tflite"].file_names.values() if (folder / name).exists()]
+    there = [name for name in TARGET.file_names.values() if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
             f"The output must not exist yet. Received: {folder / there[0]}. Choose another `out`, or give `overwrite=True`."

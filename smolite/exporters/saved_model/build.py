@@ -4,13 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from smolite.checkpoint import Run
+from smolite.exporters.edge.names import DECODE, FORWARD
 from smolite.exporters.edge.pair_signatures import pair_forward, pair_signatures
-from smolite.exporters.edge.signatures import (
-    DECODE,
-    FORWARD,
-    edge_signatures,
-    forward_signature,
-)
+from smolite.exporters.edge.signatures import edge_signatures, forward_signature
+from smolite.exporters.request import ExportRequest
 from smolite.models import LanguageModel
 
 
@@ -71,7 +69,8 @@ def build_saved_model(
     return names
 
 
-def build(model: LanguageModel, path: Path, *, quantize: None, prefill_lengths: Sequence[int], cache_length: int) -> None:
+def write(run: Run, request: ExportRequest) -> None:
     """Writes a SavedModel and says so on standard output."""
-    print(f"{path.name}: tracing forward, prefill {', '.join(map(str, prefill_lengths))} and decode", flush=True)
-    build_saved_model(model, path, prefill_lengths=prefill_lengths, cache_length=cache_length)
+    lengths = request.prefill_lengths
+    print(f"{request.path.name}: tracing forward, prefill {', '.join(map(str, lengths))} and decode", flush=True)
+    build_saved_model(run.model, request.path, prefill_lengths=lengths, cache_length=request.slots)

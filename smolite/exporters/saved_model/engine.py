@@ -7,7 +7,7 @@ import numpy as np
 
 from smolite.exporters.delivery.native_log import native_log_dropped
 from smolite.exporters.edge.engine import CachedEngine
-from smolite.exporters.edge.signatures import DECODE, FORWARD, prefill_lengths_of
+from smolite.exporters.edge.names import DECODE, FORWARD, prefill_lengths_of
 
 
 class SavedModelEngine(CachedEngine):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from smolite.exporters.delivery.native_log import native_log_dropped
+from smolite.exporters.edge.names import DECODE, FORWARD
 from smolite.exporters.edge.pair_engine import CachedPairEngine
-from smolite.exporters.edge.signatures import DECODE, FORWARD
 
 
 class SavedModelPairEngine(CachedPairEngine):

@@ -8,56 +8,69 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from smolite.exporters.delivery.processes import last_words, start
 from smolite.exporters.delivery.report import Row
+from smolite.exporters.target import load
 
 _FORGET = Path("/proc/self/clear_refs")  # Linux; elsewhere no memory is told
 
 
-def measure_file(
-    row: Row, path: Path, *, library: str, engine: tuple[str, dict[str, Any]], prompt: str | Sequence[int]
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is measured in the other process.
+
+    Args:
+        path: the file or folder.
+        library: import name of the runtime.
+        engine: what opens it, as `module:name`.
+        settings: further arguments of that.
+        prompt: token ids, or a text for a runtime that takes texts.
+    """
+
+    path: str
+    library: str
+    engine: str
+    settings: Mapping[str, Any]
+    prompt: str | Sequence[int]
+
+
+def measure_file(row: Row, measurement: Measurement) -> None:
     """Opens a file in a fresh process, lets it read a prompt and write one token, and puts the figures into the row.
 
     Memory is counted from the moment that the runtime's library is imported, so it is what the file needs.
 
     Args:
         row: gets the figures, or a problem.
-        path: the file or folder.
-        library: import name of the runtime.
-        engine: module and class that run it, with a colon between, and further arguments.
-        prompt: token ids, or a text for a runtime that takes texts.
+        measurement: what to measure.
     """
-    place, settings = engine
-    job = {"library": library, "engine": place, "settings": settings, "path": str(path), "prompt": prompt}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        with start("smolite.exporters.verification.measurement", job, log=log) as process:
+        with start("smolite.exporters.verification.measurement", json.dumps(asdict(measurement)), log=log) as process:
             assert process.stdout is not None
-            said = process.stdout.read()
+            output = process.stdout.read()
         if process.returncode:
             row.problems.append(f"it could not be measured: {last_words(log).strip() or process.returncode}")
             return
-    for name, value in json.loads(said.splitlines()[-1]).items():
+    for name, value in json.loads(output.splitlines()[-1]).items():
         setattr(row, name, value)
 
 
-def main(job: dict[str, Any]) -> None:
-    """Prints the figures of `Row` as JSON; `job` is described in `measure_file`."""
-    importlib.import_module(job["library"])
-    module, name = job["engine"].split(":")
-    make = getattr(importlib.import_module(module), name)
+def main(measurement: Measurement) -> None:
+    """Prints the figures of `Row` as JSON."""
+    importlib.import_module(measurement.library)
+    make = load(measurement.engine)
     before = _forget_peak()
     begun = time.perf_counter()
-    engine = make(job["path"], **job["settings"])
+    engine = make(measurement.path, **measurement.settings)
     opened = time.perf_counter()
-    if isinstance(job["prompt"], str):
-        engine.reply(job["prompt"], max_new_tokens=1)
+    if isinstance(measurement.prompt, str):
+        engine.reply(measurement.prompt, max_new_tokens=1)
     else:
-        engine.start([job["prompt"]])
+        engine.start([measurement.prompt])
     answered = time.perf_counter()
     figures = {"open_seconds": opened - begun, "first_token_seconds": answered - opened}
     if before is not None:
@@ -81,4 +94,4 @@ def _held(line: str) -> int:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(Measurement(**json.loads(sys.argv[1])))

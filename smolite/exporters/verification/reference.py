@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from smolite.exporters.edge.signatures import cache_name
+from smolite.exporters.edge.names import cache_name
 from smolite.generation import Engine, prefill_length
 from smolite.models import MASKED_SCORE, CausalLM, LanguageModel, Seq2SeqLM
 

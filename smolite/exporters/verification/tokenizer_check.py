@@ -11,10 +11,9 @@ from smolite.checkpoint import JSON_TOKENIZER_FILE, TOKENIZER_FILE, Run
 from smolite.data import ChatTemplate, Message
 from smolite.exporters.delivery.client_files import CHAT_FILE
 from smolite.exporters.delivery.report import Row
-from smolite.exporters.gguf.engine import LlamaCppEngine
 from smolite.text import Tokenizer
 
-_Encode = Callable[[str], list[int]]
+Encode = Callable[[str], list[int]]
 
 
 def check_client_files_of(folder: Path, run: Run, texts: Sequence[str]) -> list[Row]:
@@ -35,23 +34,16 @@ def check_client_files_of(folder: Path, run: Run, texts: Sequence[str]) -> list[
     return rows
 
 
-def check_llama_tokenizer(engine: LlamaCppEngine, name: str, tokenizer: Tokenizer, texts: Sequence[str]) -> Row:
-    """The same of llama.cpp, on texts in normal form: it leaves out the rules that compose Hangul and narrow full width."""
-    texts = [tokenizer.decode(tokenizer.encode(text)) for text in texts]
-    problems = other_ids(engine.tokenize, tokenizer, texts)
-    return Row(artifact=f"tokenizer in {name}", runtime="llama.cpp", problems=problems)
-
-
-def other_ids(encode: _Encode, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+def other_ids(encode: Encode, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
     """A problem in words where a runtime's ids of a text are not the tokenizer's."""
     wrong = [text for text in texts if encode(text) != tokenizer.encode(text)]
     return [f"{len(wrong)} of {len(texts)} texts have other ids, for example {wrong[0]!r}"] if wrong else []
 
 
-def _library_encoder(path: Path) -> _Encode:
+def _library_encoder(path: Path) -> Encode:
     """The library alone, as a client uses it."""
     if path.name == TOKENIZER_FILE:
-        encode: _Encode = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode
+        encode: Encode = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode
         return encode
     import tokenizers
 
@@ -60,7 +52,7 @@ def _library_encoder(path: Path) -> _Encode:
     return lambda text: library.encode(text, add_special_tokens=False).ids
 
 
-def _check_chat(path: Path, template: ChatTemplate | None, tokenizer: Tokenizer, encode: _Encode, texts: Sequence[str]) -> Row:
+def _check_chat(path: Path, template: ChatTemplate | None, tokenizer: Tokenizer, encode: Encode, texts: Sequence[str]) -> Row:
     """Whether a client that puts the ids of `chat.json` around texts makes the prompts of the model's template."""
     row = Row(artifact=path.name, runtime="a client", num_bytes=path.stat().st_size)
     if template is None:
@@ -93,7 +85,7 @@ def _chats(texts: Sequence[str]) -> list[list[Message]]:
     ]
 
 
-def _client_prompt(chat: Mapping[str, Any], encode: _Encode, messages: Sequence[Message]) -> list[int]:
+def _client_prompt(chat: Mapping[str, Any], encode: Encode, messages: Sequence[Message]) -> list[int]:
     ids = [*chat["opening"]]
     for message in messages:
         ids += chat["ids"][f"{message.role}_prefix"] + encode(message.content.strip()) + chat["ids"][f"{message.role}_suffix"]

@@ -12,10 +12,40 @@ from smolite.exporters.delivery.report import Row
 from smolite.exporters.litertlm.browser_engine import BrowserEngine
 from smolite.exporters.litertlm.engine import LiteRTLMEngine
 from smolite.exporters.litertlm.private_markers import PrivateTemplate
+from smolite.exporters.verification.proof import FLOAT_LIMIT, FileCheck
 from smolite.exporters.verification.reference import Case
+from smolite.exporters.verification.texts import TEXTS
 
 _BROKEN = "\ufffd"  # what the tokenizer writes for bytes that are no character
 _EVERY = 4  # of how many prompts one is rendered by the runtime
+
+
+def prove(file: FileCheck) -> list[Row]:
+    """Tokenizer and template in the file, greedy answers, in a browser, too, and log probabilities in place of logits."""
+    engine, row, exact = file.engine, file.row, file.limits is None
+    rows = [check_tokenizer(file.path.name, engine, file.run, file.texts)]
+    known = {"slots": engine.context_length, "tie": FLOAT_LIMIT}
+    check_answers(row, asker(engine, file.run), file.run, file.questions, **known, must_agree=exact)
+    _check_probabilities(file)
+    if exact and row.logits is not None and row.logits > FLOAT_LIMIT:
+        row.problems.append(f"a log probability differs by {row.logits:.1e}; at most {FLOAT_LIMIT:.0e} is allowed")
+    if file.browser is not None:
+        page = check_page(file.browser, file.path, engine, file.run, file.questions, tie=FLOAT_LIMIT, exact=exact)
+        rows.append(page)
+    return rows
+
+
+def _check_probabilities(file: FileCheck) -> None:
+    """Log probabilities of an answer to what users say, and of held-out dialogues, which give bits per character."""
+    answer, slots = Message("assistant", TEXTS[0]), file.engine.context_length
+    room = slots - len(file.run.tokenizer.encode(answer.content)) - 1
+    fitting = [text for text, case in file.questions if len(case.prompt) <= room]
+    answered = [Conversation((Message("user", text), answer)) for text in fitting]
+    check_scores(file.row, file.engine, file.run, answered, slots=slots)
+    if file.held_out:
+        bits = check_scores(file.row, file.engine, file.run, file.held_out, slots=slots)
+        file.keras_row.bits_per_character, file.row.bits_per_character = bits
+        file.limit_bits(bits[0])
 
 
 def check_answers(
