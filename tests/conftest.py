@@ -20,8 +20,8 @@ ONE_BACKEND = frozenset(
     "test_app test_app_browser test_app_places test_benchmarks test_chat test_cli test_cli_talk test_config test_conversion "
     "test_curves test_dialogues test_distribution test_docs test_exporters test_faults test_files test_gguf test_growing "
     "test_house test_hub test_hub_memory test_hub_templates test_interrupted test_litert_engine test_litertlm test_lookup "
-    "test_manifest test_normalization test_notebook test_options test_packing test_pair_ablation test_pair_export "
-    "test_phone test_planning test_private_markers test_quality test_quantization test_readme test_seeds "
+    "test_manifest test_new_target test_normalization test_notebook test_options test_packing test_pair_ablation "
+    "test_pair_export test_phone test_planning test_private_markers test_quality test_quantization test_readme test_seeds "
     "test_sentencepiece_model test_smollm2_recipe test_sources test_text_check test_texts test_tokenizer "
     "test_tokenizer_json test_verification test_web test_windows".split()
 )
