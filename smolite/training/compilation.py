@@ -10,16 +10,17 @@ from smolite.training.optimizers import FusedAdamW, LayerwiseAdamW, PerUpdate
 from smolite.training.options import TrainingOptions
 
 
-def compile_for_training(model: CausalLM, options: TrainingOptions, *, total_steps: int) -> None:
+def compile_for_training(model: CausalLM, options: TrainingOptions, *, total_steps: int, optimizer: Any = None) -> None:
     """Compiles `model` with AdamW, warm-up and cosine decay, clipping, and masked metrics.
 
     Args:
         model: a model of float32 variables; compiled in place.
         options: see `TrainingOptions`.
         total_steps: updates of the whole run; the schedule ends there.
+        optimizer: one in place of AdamW, or its name; then rate, schedule, decay and clipping are its own.
     """
     model.compile(
-        adamw(options, total_steps=total_steps),
+        adamw(options, total_steps=total_steps) if optimizer is None else optimizer,
         loss=NextTokenLoss(options.label_smoothing),
         weighted_metrics=[Perplexity(), keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=backend().jit_compile(),

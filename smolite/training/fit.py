@@ -16,7 +16,16 @@ from smolite.training import callbacks, progress
 from smolite.training.compilation import compile_for_training
 from smolite.training.materials import Dialogues, Form, Material, Pairs, Split, Texts
 from smolite.training.options import TrainingOptions
-from smolite.training.starts import check_parent, check_request, continued_model, new_model, origin
+from smolite.training.starts import (
+    Own,
+    check_own_model,
+    check_parent,
+    check_request,
+    check_vocabulary,
+    continued_model,
+    new_model,
+    origin,
+)
 from smolite.training.workplace import Workplace
 
 
@@ -31,6 +40,7 @@ def pretrain(
     options: TrainingOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    **own: Any,
 ) -> Run:
     """Trains a model on plain text: a new one, or one that was trained before.
 
@@ -45,6 +55,7 @@ def pretrain(
         options: settings of the training.
         resume: go on with an interrupted run into `out`.
         overwrite: replace an existing `out`.
+        own: a `model` of yours to train, in place of a new one, an `optimizer`, `callbacks` beside the recipe's; see `Own`.
 
     Returns:
         The run, as saved in `out`, with the weights of the best validation.
@@ -55,7 +66,7 @@ def pretrain(
     """
     names = [texts] if isinstance(texts, str | Path) else list(texts)
     given: dict[str, Any] = {"validation": validation, "start": start, "tokenizer": tokenizer, "preset": preset}
-    return train(Texts(), names, out, **given, options=options, resume=resume, overwrite=overwrite)
+    return train(Texts(), names, out, **given, options=options, resume=resume, overwrite=overwrite, **own)
 
 
 def finetune(
@@ -69,6 +80,7 @@ def finetune(
     options: TrainingOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    **own: Any,
 ) -> Run:
     """Trains a model on dialogues; only the answers and their `<end>` are learnt.
 
@@ -79,7 +91,7 @@ def finetune(
         start: a run directory to start from, for example of `pretrain`. Default: a new model.
         tokenizer: of a new model: a tokenizer or its `.model` file. Default: one is trained on the dialogues.
         preset: shape of a new model.
-        options, resume, overwrite: as in `pretrain`.
+        options, resume, overwrite, own: as in `pretrain`.
 
     Returns:
         The run, as saved in `out`, with the weights of the best validation.
@@ -89,7 +101,7 @@ def finetune(
         ValueError: a file cannot be used, or `start` and `tokenizer` are both given; the message says where and why.
     """
     given: dict[str, Any] = {"validation": validation, "start": start, "tokenizer": tokenizer, "preset": preset}
-    return train(Dialogues(), dialogues, out, **given, options=options, resume=resume, overwrite=overwrite)
+    return train(Dialogues(), dialogues, out, **given, options=options, resume=resume, overwrite=overwrite, **own)
 
 
 def train_pairs(
@@ -103,6 +115,7 @@ def train_pairs(
     options: TrainingOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    **own: Any,
 ) -> Run:
     """Trains an encoder-decoder to write the target of each source: a translation, a summary, an answer, a reply.
 
@@ -114,7 +127,7 @@ def train_pairs(
         tokenizer: of a new model: a tokenizer or its `.model` file. Default: one is trained on sources and targets.
         preset: shape of a new model; one without an encoder gets one as deep as its decoder.
         options: settings of the training. Sources and targets share rows of up to `sequence_length` tokens on either side.
-        resume, overwrite: as in `pretrain`.
+        resume, overwrite, own: as in `pretrain`.
 
     Returns:
         The run, as saved in `out`, with the weights of the best validation.
@@ -124,7 +137,7 @@ def train_pairs(
         ValueError: a file or `start` cannot be used; the message says where and why.
     """
     given: dict[str, Any] = {"validation": validation, "start": start, "tokenizer": tokenizer, "preset": preset}
-    return train(Pairs(), pairs, out, **given, options=options, resume=resume, overwrite=overwrite)
+    return train(Pairs(), pairs, out, **given, options=options, resume=resume, overwrite=overwrite, **own)
 
 
 def train(
@@ -139,14 +152,20 @@ def train(
     options: TrainingOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    **own: Any,
 ) -> Run:
     """Trains a model on any material; arguments and errors as in `finetune`."""
-    options = options or TrainingOptions()
+    options, mine = options or TrainingOptions(), Own(**own)
+    check_own_model(mine, start=start, tokenizer=tokenizer, has_encoder=material.has_encoder, options=options)
     check_request(options, start=start, tokenizer=tokenizer, preset=preset, validation=validation)
     workplace = Workplace(Path(out), resume=resume, overwrite=overwrite)
     items = material.read(dataset)
     held_out = material.read(validation) if validation else []
-    if start:
+    if mine.model is not None:
+        model, template = mine.model, mine.model.template
+        known = workplace.tokenizer(tokenizer or model.tokenizer, (), preset=preset)
+        check_vocabulary(model, known)
+    elif start:
         parent = load(start)
         check_parent(parent, has_encoder=material.has_encoder)
         model, known, template = continued_model(parent.model, options), parent.tokenizer, parent.template
@@ -159,12 +178,21 @@ def train(
     recipe: dict[str, Any] = {"verb": material.verb, "dataset": names, "validation": str(validation or "")}
     recipe |= {**origin(start=start, preset=preset, tokenizer=tokenizer), "options": options.to_dict()}
     run = Run.from_parts(out, model=model, tokenizer=known, template=template, recipe=recipe)
-    return train_run(run, split, workplace, options=options, sample=material.sampler(run, split, options))
+    return train_run(run, split, workplace, options=options, sample=material.sampler(run, split, options), own=mine)
 
 
-def train_run(run: Run, split: Split, workplace: Workplace, *, options: TrainingOptions, sample: Callable[[], str]) -> Run:
+def train_run(
+    run: Run,
+    split: Split,
+    workplace: Workplace,
+    *,
+    options: TrainingOptions,
+    sample: Callable[[], str],
+    own: Own | None = None,
+) -> Run:
     """`model.fit` with everything around it, then the run directory."""
     workplace.begin()
+    own = own or Own()
     run = run.replace(recipe={**run.recipe, "backend": backend().name})
     dataset = ChatDataset(
         split.rows,
@@ -175,7 +203,8 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
         spared_ids=run.tokenizer.markers.values(),
     )
     # The schedule goes by updates, and an epoch is a whole number of them.
-    compile_for_training(run.model, options, total_steps=len(dataset) * options.epochs // options.gradient_accumulation_steps)
+    total_steps = len(dataset) * options.epochs // options.gradient_accumulation_steps
+    compile_for_training(run.model, options, total_steps=total_steps, optimizer=own.optimizer)
     # Before `fit` would do it: a state to go on from is put into the optimizer's variables below.
     run.model.optimizer.build(run.model.trainable_variables)
     journal = callbacks.Journal(workplace.folder)
@@ -192,7 +221,7 @@ def train_run(run: Run, split: Split, workplace: Workplace, *, options: Training
         # Keras would shuffle batches by Python's global random state, which no resumed run has.
         shuffle=False,
         validation_data=_validation(split, options),
-        callbacks=[*_reports(split, dataset, options, sample), journal, state, progress.TimeLeft()],
+        callbacks=[*_reports(split, dataset, options, sample), journal, state, progress.TimeLeft(), *own.callbacks],
         verbose=_verbosity(),
     )
     saved_epoch = state.put_best(run.model) if options.restore_best_weights else state.epoch

@@ -1,7 +1,10 @@
 """What a recipe trains: a new model or one that was trained before, and what is refused before slow work."""
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -9,6 +12,55 @@ from smolite.checkpoint import Run
 from smolite.models import LanguageModel, ModelConfig, new_language_model
 from smolite.text import Tokenizer
 from smolite.training.options import TrainingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """What a user of Keras brings to a recipe.
+
+    Args:
+        model: a model to train in place, with its own dropout and dtype: of `from_preset`, with LoRA, or made in a
+            `keras.RematScope`. Its tokenizer is the recipe's `tokenizer`, or else `model.tokenizer`.
+        optimizer: a Keras optimizer or its name, whose rate, schedule, decay and clipping replace those of the options.
+        callbacks: Keras callbacks, called after the recipe's own; what they keep is not part of a run to resume.
+    """
+
+    model: LanguageModel | None = None
+    optimizer: Any = None
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+
+
+def check_own_model(own: Own, *, start: Any, tokenizer: Any, has_encoder: bool, options: TrainingOptions) -> None:
+    """Refuses a model that the recipe cannot train, before slow work.
+
+    Raises:
+        ValueError: there is a run to start from as well, no tokenizer, the model is of the other kind, or rows are too long.
+    """
+    if own.model is None:
+        return
+    if start:
+        raise ValueError("A recipe trains one model. Received: `start` and `model`. Leave out one of them.")
+    if tokenizer is None and own.model.tokenizer is None:
+        raise ValueError("A model of yours needs its tokenizer. Received: none. Give `tokenizer`, or set `model.tokenizer`.")
+    if own.model.config.has_encoder != has_encoder:
+        raise ValueError(
+            f"`model` must be one {'with' if has_encoder else 'without'} an encoder. Received: a {type(own.model).__name__}. "
+            f"Take `{'finetune' if has_encoder else 'train_pairs'}` for it."
+        )
+    checked_length(own.model.config, options)
+
+
+def check_vocabulary(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """Refuses another tokenizer than the model's.
+
+    Raises:
+        ValueError: their vocabularies differ in size.
+    """
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"Tokenizer and `model` must have one vocabulary. Received: {tokenizer.vocab_size} and {model.config.vocab_size}. "
+            "Give the tokenizer that the model was made for."
+        )
 
 
 def new_model(preset: str, *, vocab_size: int, options: TrainingOptions, has_encoder: bool = False) -> LanguageModel:

@@ -1,11 +1,13 @@
 """From files to run directories. Referees: the run directory read again, and scores computed outside the recipe."""
 
 import csv
+import dataclasses
 import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from tiny import TINY, conversations, tokenizer, write_dialogues
@@ -15,9 +17,10 @@ from smolite.data.packing import pack
 from smolite.data.template import Conversation, Message, fit_context
 from smolite.evaluation.likelihood import evaluate_examples
 from smolite.generation.keras_engine import KerasEngine
+from smolite.models.causal_lm import CausalLM
 from smolite.models.config import PRESETS
 from smolite.text.tokenizer import vocabulary_for
-from smolite.training.fit import finetune, pretrain
+from smolite.training.fit import finetune, pretrain, train_pairs
 from smolite.training.options import TrainingOptions
 from smolite.training.samples import sample_texts
 from smolite.training.starts import new_model
@@ -274,3 +277,40 @@ def test_a_single_short_dialogue_gets_a_tokenizer_too(tmp_path):
 def test_the_vocabulary_grows_with_the_text_up_to_that_of_the_preset():
     assert vocabulary_for(["가" * 40_000], most=8192) == 992
     assert vocabulary_for(["가" * 4_000_000], most=8192) == 8192
+
+
+def test_a_recipe_takes_a_model_an_optimizer_and_callbacks(folder, tmp_path):
+    """As `fit` and `compile` do: the model itself learns, at the rate of the optimizer alone, and the callback is called."""
+    model, seen = CausalLM(TINY), []
+    before = model.get_weights()
+    own = {"model": model, "optimizer": keras.optimizers.SGD(0.25)}
+    own["callbacks"] = [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["val_loss"]))]
+    given = {"validation": folder / "held-out.jsonl", "tokenizer": tokenizer(), "options": OPTIONS}
+    run = finetune(folder / "held-out.jsonl", tmp_path / "run", **given, **own)
+    assert run.model is model and model.optimizer is own["optimizer"] and len(seen) == OPTIONS.epochs
+    assert max(np.abs(old - new).max() for old, new in zip(before, model.get_weights(), strict=True)) > 1e-4
+    assert {row["learning_rate"] for row in run.recipe["log"]} == {0.25}
+    for ours, again in zip(model.get_weights(), checkpoint.load(tmp_path / "run").model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, again)
+
+
+OWN_REFUSED = {
+    "start": ({"start": "run"}, "A recipe trains one model. Received: `start` and `model`. Leave out one of them."),
+    "tokenizer": ({}, "needs its tokenizer. Received: none. Give `tokenizer`, or set `model.tokenizer`."),
+    "length": ({"tokenizer": "t", "options": TrainingOptions(sequence_length=65)}, "`sequence_length` must not exceed"),
+}
+
+
+@pytest.mark.parametrize("case", OWN_REFUSED)
+def test_a_model_that_a_recipe_cannot_train(tmp_path, case):
+    given, message = OWN_REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        finetune(tmp_path / "missing.jsonl", tmp_path / "run", model=CausalLM(TINY), **given)
+
+
+def test_a_model_of_another_kind_or_vocabulary(tmp_path, folder):
+    with pytest.raises(ValueError, match="`model` must be one with an encoder. Received: a CausalLM. Take `finetune` for it."):
+        train_pairs(tmp_path / "a.jsonl", tmp_path / "run", model=CausalLM(TINY), tokenizer=tokenizer(), options=OPTIONS)
+    larger = CausalLM(dataclasses.replace(TINY, vocab_size=2048))
+    with pytest.raises(ValueError, match="must have one vocabulary. Received: 1024 and 2048. Give the tokenizer"):
+        finetune(folder / "held-out.jsonl", tmp_path / "run", model=larger, tokenizer=tokenizer(), options=OPTIONS)
