@@ -1,13 +1,13 @@
-from .likelihood import Evaluation as Evaluation
-from .likelihood import Trace as Trace
 from .likelihood import count_text_characters as count_text_characters
 from .likelihood import evaluate as evaluate
 from .likelihood import evaluate_examples as evaluate_examples
 from .likelihood import evaluate_pairs as evaluate_pairs
-from .likelihood import trace as trace
 from .likelihood import trace_at_once as trace_at_once
-from .likelihood import trace_examples as trace_examples
 from .pairs import PairScorer as PairScorer
 from .pairs import best_targets as best_targets
 from .pairs import sentences as sentences
 from .pairs import spans as spans
+from .traces import Evaluation as Evaluation
+from .traces import Trace as Trace
+from .traces import trace as trace
+from .traces import trace_examples as trace_examples

@@ -13,14 +13,13 @@ from smolite.data.dataset import ChatDataset
 from smolite.data.packing import pack, unpacked_rows
 from smolite.data.template import ChatTemplate, Conversation, Message, fit_context
 from smolite.evaluation.likelihood import (
-    Evaluation,
     TokenScore,
     count_text_characters,
     evaluate,
     evaluate_examples,
-    trace,
     trace_at_once,
 )
+from smolite.evaluation.traces import Evaluation, trace
 from smolite.generation.keras_engine import KerasEngine
 from smolite.models.config import ModelConfig
 from smolite.training.compilation import compile_for_training

@@ -11,7 +11,7 @@ from exported import SLOTS, TEXTS, keras_logits
 from tiny import conversations
 
 from smolite.data.template import ChatTemplate
-from smolite.evaluation.likelihood import Trace
+from smolite.evaluation.traces import Trace
 from smolite.exporters.delivery.report import Row
 from smolite.exporters.litertlm import proof as text_check
 from smolite.exporters.litertlm.build import bundle
