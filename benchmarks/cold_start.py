@@ -72,13 +72,13 @@ def parse() -> argparse.Namespace:
 
 def start(side: Side, run: Path, prompt: str) -> Start:
     """Starts the command, waits for its end and says what it took; a command that fails ends the benchmark."""
-    words = ["chat", str(run), "--engine", side.engine, "--prompt", prompt, "--max-new-tokens", "1"]
+    words = ["chat", str(run.resolve()), "--engine", side.engine, "--prompt", prompt, "--max-new-tokens", "1"]
     environment = os.environ | {"PYTHONPATH": str(side.tree.resolve()), "KERAS_BACKEND": side.backend}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-c", CODE, *words], env=environment, stdout=subprocess.DEVNULL, stderr=errors
-        )
+        # `python -c` looks for modules in its working directory first, whatever PYTHONPATH says.
+        command = [sys.executable, "-c", CODE, *words]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, cwd=side.tree)
         # Only `wait4` says what one child took; `resource` sums the children, and has the peak of the largest.
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - begun
