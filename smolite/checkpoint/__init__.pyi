@@ -1,6 +1,7 @@
 from .first_smolite import read_smolite1 as read_smolite1
 from .hub import export_folder as export_folder
 from .hub import resolve_model as resolve_model
+from .layer_weights import first_in_parts as first_in_parts
 from .quantized_weights import weights_file as weights_file
 from .run import CONFIG_FILE as CONFIG_FILE
 from .run import JSON_TOKENIZER_FILE as JSON_TOKENIZER_FILE

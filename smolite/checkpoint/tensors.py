@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, read one by one: no Keras, so that a file can be looked at in a moment."""
+"""Tensors in safetensors files, written together and read one by one: no Keras, so that a file can be looked at in a moment."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 _ROWS = 1024  # of two tables that are compared at a time
 Header = tuple[tuple[int, ...], str]  # shape and dtype
@@ -69,6 +70,18 @@ def read_tensors(folder: Path) -> StoredTensors:
     if index.is_file() and not (folder / names[0]).exists():
         names = _shards(index)
     return StoredTensors(folder / name for name in names)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}. Make room and save again.") from error
 
 
 def _shards(index: Path) -> list[str]:

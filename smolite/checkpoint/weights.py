@@ -1,6 +1,6 @@
 """The weights of a model under Hugging Face's Llama names and layout: a projection is (outputs, inputs)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,31 +9,37 @@ import numpy as np
 from keras import ops
 from safetensors import SafetensorError
 
+from smolite.checkpoint.layer_weights import SAVE_WITH_KERAS, check_complete, check_readable, first_in_parts, place_weight
+from smolite.checkpoint.places import Place, places_of, variables_of, weight_shapes
 from smolite.checkpoint.tensors import Header, StoredTensors
-from smolite.models import CrossBlock, LanguageModel, ModelConfig, new_language_model
+from smolite.models import LanguageModel, ModelConfig, new_language_model
 
 _EMBEDDING = "model.embed_tokens.weight"
 _TIED_HEAD = "lm_head.weight"
 _INERT_SUFFIX = ".rotary_emb.inv_freq"  # old versions of transformers saved what follows from `rope_theta`
 _FLOATS = ("float32", "float16", "bfloat16")
-# Where layers keep their variables, and what Hugging Face calls those.
-_ATTRIBUTES = {
-    "embeddings": "weight",
-    "kernel": "weight",
-    "scale": "weight",
-    "gamma": "weight",
-    "bias": "bias",
-    "beta": "bias",
-}
 _NAMES_SHOWN = 3
-Place = tuple[Any, str]  # a layer, and the attribute that holds the weight
 
 
 def model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
-    """The weights as numpy arrays under Hugging Face's Llama names; the tied output projection has none."""
-    weights = {}
-    for name, place in _places(model).items():
-        weights[name] = np.ascontiguousarray(_oriented(ops.convert_to_numpy(_variable(place)), place))
+    """The weights as numpy arrays under Hugging Face's Llama names; the tied output projection has none.
+
+    LoRA is merged, and layers that Keras quantized to int8 or int4 give the floats that their whole numbers stand for.
+
+    Raises:
+        ValueError: the weights are not those that the config describes, which `load` would ask for; or a layer has something
+            that has no place among them.
+    """
+    places = places_of(model)
+    check_readable(places)
+    check_complete(places, model.weights)
+    weights = {name: np.ascontiguousarray(_oriented(place_weight(place), place)) for name, place in places.items()}
+    _check_headers(
+        model.config,
+        _headers(weights),
+        subject="The weights of the model must be those that its config describes",
+        advice=SAVE_WITH_KERAS,
+    )
     return weights
 
 
@@ -45,7 +51,8 @@ def assign_weights(model: LanguageModel, tensors: Mapping[str, np.ndarray]) -> N
         tensors: float32, float16 or bfloat16. An `lm_head.weight` equal to the embedding is accepted.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, or has another shape or dtype; each is named.
+        ValueError: a tensor is missing, unexpected, or has another shape or dtype; each is named. Or a layer of the model
+            carries LoRA or is quantized.
     """
     for name, place in _checked_places(model, tensors).items():
         _variable(place).assign(_oriented(tensors[name].astype("float32"), place))
@@ -88,8 +95,8 @@ def _initial_value(
 
 
 def _variable(place: Place) -> Any:
-    layer, attribute = place
-    return getattr(layer, attribute)
+    layer, name = place
+    return variables_of(layer)[name]
 
 
 def _oriented(tensor: np.ndarray, place: Place) -> np.ndarray:
@@ -99,11 +106,22 @@ def _oriented(tensor: np.ndarray, place: Place) -> np.ndarray:
 
 def _checked_places(model: LanguageModel, tensors: Mapping[str, np.ndarray]) -> dict[str, Place]:
     """The places of a model, for each of which there is a tensor that fits."""
-    headers, places = _headers(tensors), _places(model)
+    headers, places = _headers(tensors), places_of(model)
+    check_complete(places, model.weights)
+    if name := first_in_parts(model):
+        raise ValueError(
+            f"Weights are given to a model of floats without LoRA. Received: LoRA or a quantized layer at {name}. Make a new "
+            "model, give it the weights, and then call `enable_lora` or `quantize`."
+        )
     if _TIED_HEAD in headers:
         _check_head(tensors)
-    _check_names(places, [name for name in headers if name != _TIED_HEAD and not name.endswith(_INERT_SUFFIX)])
-    _check_headers(places, headers)
+    needed = {name: each for name, each in headers.items() if name != _TIED_HEAD and not name.endswith(_INERT_SUFFIX)}
+    _check_headers(
+        model.config,
+        needed,
+        subject="The weights must be those that config.json describes",
+        advice="Use the config.json that belongs to these weights.",
+    )
     return places
 
 
@@ -125,79 +143,19 @@ def _check_head(tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _places(model: LanguageModel) -> dict[str, Place]:
-    """For each Hugging Face name the layer and the attribute that hold the weight."""
-    layers = {
-        "embed_tokens": model.token_embedding,
-        "embed_positions": model.position_embedding,
-        "embed_norm": model.embedding_norm,
-    }
-    # A decoder alone has Llama's names; beside an encoder each side has its own, as in transformers' other models.
-    side = "decoder." if model.config.has_encoder else ""
-    if model.config.has_encoder:
-        layers |= _stack("encoder.", model.encoder_blocks, model.encoder_norm)
-    layers |= _stack(side, model.blocks, model.final_norm)
-    for number, memory in enumerate(model.memories):
-        cross = f"{side}layers.{number}.cross_attn"
-        layers |= {f"{cross}.k_proj": memory.key, f"{cross}.v_proj": memory.value}
-    return {
-        f"model.{name}.{suffix}": (layer, attribute)
-        for name, layer in layers.items()
-        for attribute, suffix in _ATTRIBUTES.items()
-        if isinstance(getattr(layer, attribute, None), keras.Variable)
-    }
-
-
-def _stack(prefix: str, blocks: Sequence[Any], norm: Any) -> dict[str, Any]:
-    """The layers of some blocks and the norm after them."""
-    named = enumerate(map(_layers_of, blocks))
-    return {f"{prefix}layers.{number}.{name}": layer for number, layers in named for name, layer in layers.items()} | {
-        f"{prefix}norm": norm
-    }
-
-
-def _layers_of(block: Any) -> dict[str, Any]:
-    """The layers of a block under Hugging Face's names; what Llama has no name for keeps ours."""
-    attention, mlp = block.attention, block.mlp
-    norms = {"input_layernorm": block.attention_norm, "post_attention_layernorm": block.mlp_norm}
-    own = {name: getattr(block, name) for name in ("input_norm", "adapter", "output_norm") if hasattr(block, name)}
-    layers = {
-        "self_attn.q_proj": attention.query,
-        "self_attn.k_proj": attention.key,
-        "self_attn.v_proj": attention.value,
-        "self_attn.o_proj": attention.output_projection,
-        "mlp.gate_proj": mlp.gate,
-        "mlp.up_proj": mlp.up,
-        "mlp.down_proj": mlp.down,
-    }
-    if isinstance(block, CrossBlock):
-        cross = block.cross_attention
-        own |= {"cross_attn_layernorm": block.cross_norm, "cross_attn.q_proj": cross.query}
-        own["cross_attn.o_proj"] = cross.output_projection
-    return norms | own | layers
-
-
-def _check_names(places: Iterable[str], tensors: Iterable[str]) -> None:
-    missing, unexpected = sorted(set(places) - set(tensors)), sorted(set(tensors) - set(places))
+def _check_headers(config: ModelConfig, headers: Mapping[str, Header], *, subject: str, advice: str) -> None:
+    """Refuses weights that are not exactly those of a config. An error begins with `subject` and ends with `advice`."""
+    shapes = weight_shapes(config)
+    missing, unexpected = sorted(set(shapes) - set(headers)), sorted(set(headers) - set(shapes))
     if missing or unexpected:
-        raise ValueError(
-            f"The weights must be those that config.json describes. Missing: {_listed(missing)}. Unexpected: "
-            f"{_listed(unexpected)}. Use the config.json that belongs to these weights."
-        )
-
-
-def _check_headers(places: Mapping[str, Place], headers: Mapping[str, Header]) -> None:
-    problems = []
-    for name, place in places.items():
-        own, (shape, dtype) = tuple(_variable(place).shape), headers[name]
-        expected = own[::-1] if place[1] == "kernel" else own
-        if shape != expected or dtype not in _FLOATS:
-            problems.append(f"{name} of shape {shape} for {expected}, {dtype}")
+        raise ValueError(f"{subject}. Missing: {_listed(missing)}. Unexpected: {_listed(unexpected)}. {advice}")
+    problems = [
+        f"{name} of shape {shape} for {shapes[name]}, {dtype}"
+        for name, (shape, dtype) in headers.items()
+        if shape != shapes[name] or dtype not in _FLOATS
+    ]
     if problems:
-        raise ValueError(
-            f"Tensors must have the shapes that config.json says, in {', '.join(_FLOATS)}. Received: "
-            f"{_listed(problems)}. Use the config.json that belongs to these weights."
-        )
+        raise ValueError(f"{subject}, in {', '.join(_FLOATS)}. Received: {_listed(problems)}. {advice}")
 
 
 def _listed(names: list[str]) -> str:

@@ -1,3 +1,5 @@
+from .blocks import PositionEmbedding as PositionEmbedding
+from .blocks import Smolite1Block as Smolite1Block
 from .caches import caches_written_by as caches_written_by
 from .caches import flattened as flattened
 from .causal_lm import CausalLM as CausalLM

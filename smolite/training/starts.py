@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from smolite.checkpoint import Run
+from smolite.checkpoint import Run, assign_weights, model_weights
 from smolite.models import LanguageModel, ModelConfig, new_language_model
 from smolite.text import Tokenizer
 from smolite.training.options import TrainingOptions
@@ -77,13 +77,13 @@ def new_model(preset: str, *, vocab_size: int, options: TrainingOptions, has_enc
 
 
 def continued_model(model: LanguageModel, options: TrainingOptions) -> LanguageModel:
-    """A model with the weights of `model`, and dropout and dtype from `options`."""
+    """A model with the weights of `model`, LoRA merged, and dropout and dtype from `options`."""
     dropout = model.config.dropout if options.dropout is None else options.dropout
     keras.utils.set_random_seed(options.seed)
     config = dataclasses.replace(model.config, dropout=dropout)
     continued = new_language_model(checked_length(config, options), dtype=options.dtype)
     # A new model and not the old one: dropout and dtype are fixed when layers are made.
-    continued.set_weights(model.get_weights())
+    assign_weights(continued, model_weights(model))
     return continued
 
 

@@ -14,6 +14,7 @@ from reference import AWKWARD_CONFIGS, random_weights
 from safetensors.numpy import load_file
 
 import smolite.checkpoint.run as checkpoint
+import smolite.checkpoint.tensors as tensor_files
 from smolite.checkpoint.run import Run, load, load_model, open_run, save
 from smolite.checkpoint.weights import assign_weights, model_weights
 from smolite.data.template import ChatTemplate, Conversation, Message
@@ -171,7 +172,7 @@ def test_a_full_disk_or_an_interrupt_leaves_the_old_run_whole(run, model, tokeni
         path.write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(checkpoint, writer, fails)
+    monkeypatch.setattr({"save_file": tensor_files, "write_file": checkpoint}[writer], writer, fails)
     with pytest.raises(type(failure), match="No space left|stopped"):
         save(target, model, tokenizer, overwrite=overwrite)
     assert contents(run) == before

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from smolite.checkpoint import Run
+from smolite.checkpoint import Run, first_in_parts
 from smolite.exporters.edge.names import DECODE, FORWARD
 from smolite.exporters.edge.pair_signatures import pair_forward, pair_signatures
 from smolite.exporters.edge.signatures import edge_signatures, forward_signature
@@ -39,8 +39,13 @@ def build_saved_model(
         The names of the edge signatures, `decode` after those that prefill.
 
     Raises:
-        ValueError: the model is on another backend or computes in another type.
+        ValueError: the model is on another backend, computes in another type, carries LoRA or is quantized.
     """
+    if name := first_in_parts(model):
+        raise ValueError(
+            f"A SavedModel is built from plain layers. Received: LoRA or a quantized layer at {name}. Save the model with "
+            "`smolite.save`, which writes plain weights, and export the run."
+        )
     import keras
     import tensorflow as tf
 
