@@ -1,5 +1,7 @@
 from .checkpoint import load as load
+from .checkpoint import load_adapter as load_adapter
 from .checkpoint import save as save
+from .checkpoint import save_adapter as save_adapter
 from .data import ChatDataset as ChatDataset
 from .data import ChatTemplate as ChatTemplate
 from .data import Conversation as Conversation

@@ -1,3 +1,5 @@
+from .adapters import load_adapter as load_adapter
+from .adapters import save_adapter as save_adapter
 from .first_smolite import read_smolite1 as read_smolite1
 from .hub import export_folder as export_folder
 from .hub import resolve_model as resolve_model

@@ -153,7 +153,7 @@ def save(
     """Writes a run directory, whole or not at all.
 
     What would be written is held to what `load` asks for before anything on the disk is touched. LoRA is merged into the
-    weights. A model that Keras quantized to int8 or int4 is written as the floats that its
+    weights; `save_adapter` writes it apart. A model that Keras quantized to int8 or int4 is written as the floats that its
     whole numbers stand for, and with `bits=8` as those of int8 again, the same, beside scales in float16 (at most 0.05 % away).
     The loaded run computes in floats, where Keras rounds the inputs of int8 layers, too.
 
