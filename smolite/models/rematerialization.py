@@ -26,10 +26,17 @@ class Rematerialized(keras.layers.Layer):
 
 def leave_remat_to_blocks(model: keras.Model) -> None:
     """Takes the scope off what is not a block, but for single layers that it names and for activations."""
-    for operation in [*model.operations, *model._flatten_layers()]:
+    layers = list(model._flatten_layers())
+    for operation in [*model.operations, *layers]:
         mode = operation._remat_mode
         if mode and mode.mode in ("full", "larger_than") and not isinstance(operation, Rematerialized):
             operation._remat_mode = None
+    for block in layers:
+        if isinstance(block, Rematerialized) and block._remat_mode and block.name in block._remat_mode.layer_names:
+            # What is named inside of a block that is named too is computed again with it. On TensorFlow, once more around it
+            # would cut the gradient off from the block's weights, which are no variables there.
+            for layer in block._flatten_layers(include_self=False):
+                layer._remat_mode = None
     model._remat_mode = None
 
 
