@@ -27,8 +27,10 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> Path:
             file.write(data)
             file.flush()
             # Before the rename, or a power cut could leave the new name on an empty file.
+            # A file that is renamed before its bytes are on the disk may be empty after a power cut.
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner reads; a run is to be as readable as any file its user writes.
+        # mkstemp lets only its owner read the file; the old one, or another made here, is read by whom the umask lets.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -90,6 +92,7 @@ def _take_place(new: Path, path: Path) -> None:
     if not path.exists():
         os.rename(new, path)
         return
+    # Two renames leave a moment without the directory, but never half of one.
     old = new.with_name(f"{new.name}.old")
     try:
         os.rename(path, old)

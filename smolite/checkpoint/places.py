@@ -27,6 +27,7 @@ _VARIABLES: dict[type, dict[str, str]] = {
 def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
     """The shape of every weight of a model under Hugging Face's name; a projection is (outputs, inputs)."""
     width = config.hidden_dim
+    # The output projection is this table, so it has no name of its own.
     shapes: dict[str, Shape] = {"embed_tokens.weight": (config.vocab_size, width)}
     if config.positions == "learned":
         shapes["embed_positions.weight"] = (config.context_length, width)
@@ -44,6 +45,7 @@ def _stack_shapes(prefix: str, config: ModelConfig, num_layers: int, *, has_sour
     """The shapes of some blocks and of the norm after them."""
     block = _block_shapes(config, has_source=has_source)
     shapes = {f"{prefix}layers.{number}.{name}": shape for number in range(num_layers) for name, shape in block.items()}
+    # The first Smolite's blocks end in a norm each, and none follows the last of them.
     return shapes | ({f"{prefix}norm.weight": (config.hidden_dim,)} if config.form == "llama" else {})
 
 

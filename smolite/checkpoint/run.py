@@ -298,6 +298,7 @@ def _tokenizer_class(tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, JsonTokenizer):
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
     # No token of its own: the template has the markers.
+    # Without `legacy` transformers puts no space after a marker, where SentencePiece does.
     return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": True}
 
 
@@ -312,6 +313,7 @@ def _version() -> str:
 def _git_commit() -> str | None:
     """The commit of the working directory, ending in `-dirty` where files differ; None outside of git."""
     # `--exclude=*`: without tags, which would stand in place of the commit.
+    # `--exclude=*` leaves out tags, which would take the commit's place.
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
