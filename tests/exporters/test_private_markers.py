@@ -1,6 +1,5 @@
 """Markers under private names. Referees: LiteRT-LM's tokenizers and template language, and the chat template's own ids."""
 
-import dataclasses
 import unicodedata
 
 import pytest
@@ -81,7 +80,7 @@ def test_contents_may_be_lists_of_parts(small, engine):
 def test_byte_level_tokenizers_have_the_ids_of_their_templates(small, template, tmp_path):
     """Only the tokenizer is asked here, so the weights in the file may be any."""
     tokenizer = JsonTokenizer(trained(), roles=ROLES)
-    run = dataclasses.replace(small[0], tokenizer=tokenizer, template=template)
+    run = small[0].replace(tokenizer=tokenizer, template=template)
     bundle(run, small[0].path / "export" / "model.tflite", tmp_path / "model.litertlm", cache_length=SLOTS)
     engine = LiteRTLMEngine(tmp_path / "model.litertlm")
     assert engine.stop_ids == (tokenizer.markers["<|im_end|>"],)

@@ -70,10 +70,10 @@ def test_ids_before_the_first_difference():
 
 def test_what_is_measured_on(run, files):
     sample, pieces = read(run, files), run.tokenizer
-    assert [ids for ids, _ in sample.texts] == [[*pieces.encode(line), 3] for line in TEXT.splitlines()]
-    firsts = [pieces.decode(ids[:1]) for ids, _ in sample.texts]  # which nothing predicts
+    assert [ids for ids, *_ in sample.texts] == [[*pieces.encode(line), 3] for line in TEXT.splitlines()]
+    firsts = [pieces.decode(ids[:1]) for ids, *_ in sample.texts]  # which nothing predicts
     assert sample.text_characters == len(TEXT) - sum(map(len, firsts)) and all(
-        mask == [0, *[1] * (len(ids) - 1)] for ids, mask in sample.texts
+        mask == [0, *[1] * (len(ids) - 1)] for ids, mask, _ in sample.texts
     )
     assert sample.dialogue_characters == len("반가워요") + len("먹어요 abc") + 2
     assert all(ids[-1] == 4 for ids in sample.prompts) and sample.stop_id == 3
@@ -86,7 +86,7 @@ def test_what_is_measured_on(run, files):
 
 def test_a_run_without_a_template_is_measured_on_text(run, files):
     sample = read(run.replace(template=None), files)
-    assert not sample.dialogues and [len(ids) for ids in sample.prompts] == [len(ids) // 2 for ids, _ in sample.texts]
+    assert not sample.dialogues and [len(ids) for ids in sample.prompts] == [len(ids) // 2 for ids, *_ in sample.texts]
     assert measure(KerasEngine(run.model), sample).dialogues is None
 
 
@@ -102,7 +102,7 @@ def test_the_first_row_has_the_figures_of_the_keras_model(run, files, rows):
     expected = evaluate(run.model, conversations, tokenizer=run.tokenizer, template=run.template)
     assert rows[FLOAT].answers.bits == pytest.approx(expected.bits_per_character, rel=1e-4)
     nll, sample = 0.0, read(run, files)
-    for ids, _ in sample.texts:
+    for ids, *_ in sample.texts:
         logits = keras_logits(run.model, ids).astype("float64")
         chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         nll -= sum(chances[place, index] for place, index in enumerate(ids[1:]))

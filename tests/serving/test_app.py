@@ -246,7 +246,7 @@ def test_what_an_engine_lacks_is_said(path, monkeypatch):
 DESCRIBE = """
 import json, sys
 from pathlib import Path
-from smolite.checkpoint import run as checkpoint
+from smolite import checkpoint
 from smolite.serving.page import build_app, build_notice
 
 with_template, run = build_app(sys.argv[1]), checkpoint.load(sys.argv[1])

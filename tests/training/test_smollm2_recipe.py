@@ -9,11 +9,11 @@ from keras import ops
 from safetensors.numpy import load_file
 from tiny import TINY, conversations, tokenizer
 
+from smolite import training
 from smolite.checkpoint import run as checkpoint
 from smolite.checkpoint.weights import model_weights
 from smolite.cli import parser as cli
 from smolite.models.config import PRESETS
-from smolite.training import fit as recipes
 from smolite.training.options import TrainingOptions
 
 CHANGES = {"epochs": 2, "steps_per_epoch": 4, "sample_steps": 3, "batch_size": 2, "sequence_length": 64}
@@ -32,8 +32,8 @@ def trained(tmp_path_factory):
     words += ["--preset", "tiny", "--recipe", "smollm2"]
     words += [word for name, value in CHANGES.items() for word in (f"--{name.replace('_', '-')}", value)]
     with pytest.MonkeyPatch.context() as patch:
-        pretrain = recipes.pretrain
-        patch.setattr(recipes, "pretrain", lambda *data, **given: runs.append(pretrain(*data, **given)) or runs[0])
+        pretrain = training.pretrain
+        patch.setattr(training, "pretrain", lambda *data, **given: runs.append(pretrain(*data, **given)) or runs[0])
         patch.setattr("builtins.print", lambda *text, **_: printed.append(" ".join(map(str, text))))
         patch.setitem(PRESETS, "tiny", dataclasses.replace(TINY, dropout=0.0))
         assert cli.main(list(map(str, words))) == 0, printed
